@@ -1,0 +1,95 @@
+"""`twistd defender`: options, and the service they make."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from defender.contract.errors import ContractError
+from defender.settings import Settings, SettingsError, load_settings
+
+DEFAULT_CONFIG = "/etc/defender/defender.toml"
+
+
+def _existing(kind: str, test: Any) -> Any:
+    """Return a coercion to an absolute path that `test` accepts; twistd changes directory later."""
+
+    def coerce(value: str) -> str:
+        path = os.path.abspath(os.path.expanduser(value))
+        if not test(path):
+            raise ValueError(f"there is no {kind} {path}")
+        return path
+
+    return coerce
+
+
+class Options(usage.Options):
+    """Options of `twistd defender`.
+
+    After `parseOptions`, `settings` holds the checked settings; a settings file that cannot be used is a usage
+    error, so twistd prints what is wrong and where, and starts nothing.
+    """
+
+    synopsis: ClassVar[str] = "[--config FILE | --state DIR]"
+    longdesc: ClassVar[str] = (
+        "Guards this host's Docker Engine. --config names the settings file (default: "
+        f"{DEFAULT_CONFIG}); --state names a directory that holds one called defender.toml."
+    )
+    optParameters: ClassVar[list[list[object]]] = [
+        ["config", "c", None, "The settings file.", _existing("file", os.path.isfile)],
+        [
+            "state",
+            "s",
+            None,
+            "A state directory; DIR/defender.toml is used.",
+            _existing("directory", os.path.isdir),
+        ],
+    ]
+    compData: ClassVar[Any] = usage.Completions(
+        optActions={"config": usage.CompleteFiles("*.toml"), "state": usage.CompleteDirs()}
+    )
+
+    settings: Settings
+
+    def postOptions(self) -> None:
+        """Load the settings.
+
+        Raises:
+            usage.UsageError: for contradicting options, and for settings that cannot be used: one line a
+                problem.
+        """
+        config, state = self["config"], self["state"]
+        if config is not None and state is not None:
+            raise usage.UsageError(
+                "--config and --state exclude each other: --state DIR means DIR/defender.toml"
+            )
+        path = config or (os.path.join(state, "defender.toml") if state else DEFAULT_CONFIG)
+        try:
+            self.settings = load_settings(path)
+        except SettingsError as error:
+            raise usage.UsageError(str(error)) from None
+
+
+def makeService(options: Options, reactor: Any = None) -> IService:
+    """Compose the defender from its settings.
+
+    Args:
+        options: parsed options.
+        reactor: for tests; by default the global one, which twistd has installed by now.
+
+    Raises:
+        SystemExit: with one sentence, for a certificate, policy or path that cannot be used.
+    """
+    from defender.service import make_service
+
+    if reactor is None:
+        from twisted.internet import reactor
+    try:
+        service: IService = make_service(options.settings, reactor)
+    except (ContractError, OSError) as error:
+        # Before the reactor runs this ends twistd with the sentence alone: no stack trace for bad input.
+        raise SystemExit(f"twistd defender: {error}") from None
+    return service
