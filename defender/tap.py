@@ -29,8 +29,8 @@ def _existing(kind: str, test: Any) -> Any:
 class Options(usage.Options):
     """Options of `twistd defender`.
 
-    After `parseOptions`, `settings` holds the checked settings; a settings file that cannot be used is a usage
-    error, so twistd prints what is wrong and where, and starts nothing.
+    After `parseOptions`, `settings` holds the checked settings. A settings file that cannot be used is a
+    usage error: twistd prints what is wrong and where, and starts nothing.
     """
 
     synopsis: ClassVar[str] = "[--config FILE | --state DIR]"

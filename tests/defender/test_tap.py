@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from types import ModuleType
 from typing import Any
 
@@ -19,8 +21,8 @@ class OptionsTests(SynchronousTestCase):
     """Where the settings come from."""
 
     def setUp(self) -> None:
-        self.state = os.path.abspath(self.mktemp())
-        os.makedirs(self.state)
+        self.state = tempfile.mkdtemp(dir="/tmp")  # short: it holds the control socket
+        self.addCleanup(shutil.rmtree, self.state)
         self.config = os.path.join(self.state, "defender.toml")
         self.write('[defender]\nstate = "."\nname = "web1"\n')
 
