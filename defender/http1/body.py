@@ -36,7 +36,6 @@ FORBIDDEN_TRAILERS = frozenset(
     b" trailer transfer-encoding upgrade vary via warning www-authenticate x-registry-auth"
     b" x-registry-config".split()
 )
-)
 """Fields that decide about framing, routing, identity or the meaning of the body (RFC 9110 section 6.5.1)
 and the Engine's credential headers: a message that puts one of them after its body is refused."""
 
