@@ -1,0 +1,150 @@
+"""What of a request may be written down: secrets are taken out where events are made, not where they are
+read.
+
+Headers and bodies are never recorded, so `X-Registry-Auth`, `X-Registry-Config` and environment values have
+no way into an event. What is left is the query. It is an allow-list: a parameter that the Engine is known
+to have and that carries no secret keeps its value, every other one keeps its name only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from typing import Final
+
+HIDDEN: Final = "***"
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+#: Longest recorded text, in characters, of a value, a path and a key.
+MAX_VALUE: Final = 512
+MAX_PATH: Final = 1024
+MAX_KEY: Final = 64
+#: Most recorded parameters of a query, and keys of one `buildargs`.
+MAX_PAIRS: Final = 64
+
+#: Query parameters of the Engine API 1.24 to 1.56 whose values are recorded.
+PLAIN: Final = _words("""
+    CheckpointDir all author before buildid cachefrom cgroupparent checkpoint checkpoint-dir comment
+    condition container copyUIDGID cpuperiod cpuquota cpusetcpus cpusetmems cpushares detachKeys details
+    dir dockerfile extrahosts filter filters follow force forcerm format fromImage h id identity
+    insertDefaults isolation keep-storage labels limit link logs manifests max-used-space memory memswap
+    message min-free-space name names networkmode noOverwriteDirNonDir nocache noprune one-shot path pause
+    platform platforms pull q quiet registryAuthFrom repo reserved-space rm rollback rotateManagerToken
+    rotateManagerUnlockKey rotateWorkerToken scope securityopt shared-size shmsize signal since size
+    squash status stderr stdin stdout stream t tag tail target term timeout timestamps type ulimits until
+    v verbose version w
+""")
+
+#: Parameters whose value is, or may be, the URL of something that the Engine fetches.
+URLS: Final = frozenset({"fromSrc", "remote"})
+
+_USERINFO: Final = re.compile(r"://[^/?#\s\"']*@")
+_QUERY_VALUE: Final = re.compile(r"([?&;][^=&;#\s]*)=[^&;#\s]*")
+_BARE_QUERY: Final = re.compile(r"\?[^=&;#\s]*(?=$|#|&|;)")
+
+
+def shorten(text: str, limit: int = MAX_VALUE) -> str:
+    """`text`, or its beginning with its length and digest: ``abc...(70000 characters, sha256:0f3a...)``."""
+    if len(text) <= limit:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{text[: limit // 2]}...({len(text)} characters, sha256:{digest})"
+
+
+def hide_url_secrets(url: str) -> str:
+    """The URL of a download without what may let others make it: user, password, values of its query.
+
+    Takes what the Engine takes for `remote` and `fromSrc`: ``https://...``, ``git@host:path``, a bare image
+    or plugin reference, ``-``. What cannot be taken apart safely is hidden whole.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    end = min((found for mark in "/?#\\" if (found := rest.find(mark)) >= 0), default=len(rest))
+    authority, tail = rest[:end], rest[end:]
+    user, at, host = authority.rpartition("@")
+    if at:
+        # `git` is the user of every public SSH remote; any other name may be a token.
+        authority = f"{user if user == 'git' else HIDDEN}@{host}"
+    elif _is_cut_password(host, tail, bool(separator)):
+        return f"{scheme}{separator}{HIDDEN}"
+    path, hash_mark, fragment = tail.partition("#")
+    path = _QUERY_VALUE.sub(rf"\1={HIDDEN}", path)
+    path = _BARE_QUERY.sub(f"?{HIDDEN}", path)
+    if "=" in fragment:
+        fragment = HIDDEN
+    return f"{scheme}{separator}{authority}{_USERINFO.sub(f'://{HIDDEN}@', path)}{hash_mark}{fragment}"
+
+
+def _is_cut_password(host: str, tail: str, absolute: bool) -> bool:
+    """Whether what looks like a port is the beginning of a password with a raw `/` in it."""
+    if ":" not in host or host.endswith("]"):
+        return False
+    if host.rpartition(":")[2].isdigit():
+        return absolute and "@" in tail
+    return absolute or "@" in tail
+
+
+def redact_query(action: str, pairs: Iterable[tuple[str, str]]) -> tuple[dict[str, object], tuple[str, ...]]:
+    """A query as it may be recorded, and which of its parameters were hidden in part or whole.
+
+    `pairs` are decoded. A repeated parameter becomes a list, in order. `buildargs` is an object of the
+    arguments' names; the Dockerfile lines in `changes` keep their instruction only.
+    """
+    query: dict[str, object] = {}
+    hidden: list[str] = []
+    for count, (key, value) in enumerate(pairs):
+        if count == MAX_PAIRS:
+            query["..."] = "more parameters"
+            hidden.append("...")
+            break
+        if key in PLAIN:
+            shown: object = value if len(value) < 64 and "://" not in value else _scrub(value)
+        else:
+            shown = _hide(action, key, value)
+            key = shorten(key, MAX_KEY)
+        if shown != value and key not in hidden and shown != shorten(value):
+            hidden.append(key)
+        if key not in query:
+            query[key] = shown
+        else:
+            first = query[key]
+            if isinstance(first, list):
+                first.append(shown)
+            else:
+                query[key] = [first, shown]
+    return query, tuple(hidden)
+
+
+def _scrub(value: str) -> str:
+    return shorten(_USERINFO.sub(f"://{HIDDEN}@", value))
+
+
+def _hide(action: str, key: str, value: str) -> object:
+    if not value:
+        return value
+    if key in URLS:
+        return shorten(hide_url_secrets(value))
+    if key == "changes":
+        return f"{shorten(value.split(None, 1)[0], 16)} {HIDDEN}" if value.strip() else value
+    if key == "buildargs" and action == "image_build":
+        return _names_only(value)
+    return HIDDEN
+
+
+def _names_only(value: str) -> object:
+    try:
+        arguments = json.loads(value) if len(value) <= 65536 else None
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        return HIDDEN
+    names = [shorten(name, MAX_KEY) for name in arguments]
+    shown = dict.fromkeys(names[:MAX_PAIRS], HIDDEN)
+    return shown if len(names) <= MAX_PAIRS else {**shown, "...": f"{len(names) - MAX_PAIRS} more"}
