@@ -64,7 +64,7 @@ ODD: dict[str, str | None] = {
     "groups-trailing": "groups-extension",
     "groups-twice": "groups-extension",
 }
-"""Kinds of odd certificates: the check of subject_of_certificate that each fails; None: TLS itself refuses it."""
+"""Kinds of odd certificates, and the check that each fails; None: it names somebody, TLS itself refuses it."""
 
 
 @dataclass(frozen=True, slots=True)
