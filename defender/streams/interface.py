@@ -5,7 +5,8 @@ against these names, so that a faster transport can take the place of ours witho
 
 Order of calls on a receiver::
 
-    (data_received | write_full | write_drained)*  end_received?  (write_full | write_drained)*  connection_lost
+    (data_received | write_full | write_drained)*  end_received?  (write_full | write_drained)*
+    connection_lost
 
 ``connection_lost`` is exactly one and the last. ``end_received`` comes at most once, after the last byte.
 ``write_full`` and ``write_drained`` alternate, starting with ``write_full``; the last ``write_full`` may stay
@@ -30,8 +31,8 @@ class Lost:
 
     ``clean`` holds when every byte the peer meant to send was received up to its own end mark (FIN, or
     close_notify under TLS), or when this side closed the stream itself. It is false for a reset, a time-out,
-    an abort and a truncation: TLS whose TCP connection ended without close_notify. ``detail`` is one line for a
-    log.
+    an abort and a truncation: TLS whose TCP connection ended without close_notify. ``detail`` is one line for
+    a log.
     """
 
     clean: bool
@@ -70,7 +71,7 @@ class Stream(Protocol):
     """
 
     def set_receiver(self, receiver: Receiver) -> None:
-        """Take ``receiver`` from now on; what arrives before the first one is not read. May be called again."""
+        """Take ``receiver`` from now on; before the first one nothing is read. May be called again."""
 
     def write(self, data: bytes) -> None:
         """Send ``data`` as soon as the kernel takes it; never blocks, never raises.
