@@ -32,6 +32,9 @@ Event = dict[str, object]
 #: Version of the schema; a reader passes over events of a version it does not know.
 SCHEMA_VERSION: Final = 1
 
+#: Keys that every event has.
+REQUIRED: Final = ("v", "id", "agent", "epoch", "seq", "ts_wall", "kind", "phase", "corr", "actor", "req")
+
 KINDS: Final[Mapping[str, str]] = {
     "engine": "A call of the Docker Engine's API, or a stream that it became.",
     "identity": "A peer that was turned away before its first request; the check that failed.",
@@ -348,15 +351,23 @@ def defender_event(action: str, *, version: str, ok: bool = True, detail: str = 
     }
 
 
-def gap_event(dropped: int, since: float, reason: str) -> Event:
-    """`dropped` events could not be written; the first of them came at unix time `since`."""
+def gap_event(dropped: int, first: int, seconds: float, reason: str) -> Event:
+    """`dropped` events could not be written, from sequence number `first` on; the first came `seconds` ago.
+
+    It stands in the place of the last of them.
+    """
     return {
         "kind": "gap",
         "phase": "result",
         "corr": "",
         "actor": SYSTEM,
         "req": {"action": "audit_gap"},
-        "result": {"dropped": dropped, "since": timestamp(since), "reason": shorten(reason)},
+        "result": {
+            "dropped": dropped,
+            "first_seq": first,
+            "ms": round(seconds * 1000, 3),
+            "reason": shorten(reason),
+        },
     }
 
 
@@ -388,6 +399,7 @@ __all__ = [
     "HIDDEN",
     "KINDS",
     "PHASES",
+    "REQUIRED",
     "SCHEMA_VERSION",
     "SYSTEM",
     "Description",
