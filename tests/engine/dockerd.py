@@ -1,7 +1,7 @@
 """A real Engine and the real docker CLIs, for tests that mean it.
 
-One Engine serves the whole test process. It starts when first asked for, in a network namespace of its own
-and below a directory of its own, and ends with the process; what a killed run left is cleared by the next one.
+One Engine serves the whole test process. It starts when first asked for, in a network namespace of its
+own and below a directory of its own, and ends with the process; the next run clears what a killed one left.
 Nothing here skips: where no Engine can be had, the test fails and says what is missing.
 """
 
