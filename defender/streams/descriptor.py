@@ -114,6 +114,7 @@ class SocketStream:
         rest: bytes | memoryview = data
         if not self._out:
             sent = self._push(data)
+            self._sent += sent
             if sent == len(data) or self._broken or self._lost is not None:
                 return
             if sent:
@@ -251,7 +252,6 @@ class SocketStream:
         except OSError as error:
             self._output_failed(error)
             return 0
-        self._sent += sent
         return sent
 
     def _push_pending(self) -> None:
@@ -406,7 +406,7 @@ class SocketStream:
             self._input_ended(end)
         else:
             self.doRead()
-            self._watch_input()
+        self._watch_input()
 
     def _hung_up(self, was_reading: bool) -> None:
         """The reactor saw a hang-up and no input it had been asked to tell of."""

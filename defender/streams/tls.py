@@ -1,0 +1,382 @@
+"""Byte streams under TLS, server side: pyOpenSSL on the real socket, so that half-close is ours to decide.
+
+What TLS says (RFC 8446 section 6.1) and what Twisted, asyncio and uvloop make of it differ: a peer's
+close_notify ends its direction only, and ours goes on. `docker run -i` with piped input depends on it.
+
+========================  =================================================
+The peer sends            The receiver hears
+========================  =================================================
+close_notify              ``end_received``; writing goes on (Go does this)
+close_notify, then FIN    the same; late output still arrives (Node)
+FIN without close_notify  ``connection_lost``, unclean: truncated
+RST                       ``connection_lost``, unclean
+========================  =================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography import x509
+from OpenSSL import SSL
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+
+from defender.streams.descriptor import SocketStream
+from defender.streams.interface import Lost
+from defender.streams.peer import KeepAlive
+
+RECORD = 16 * 1024
+"""The most plaintext that one TLS record carries, and that one SSL_read or SSL_write moves."""
+
+READ_BUDGET = 256 * 1024
+"""Plaintext read in one turn of the reactor, and delivered at once."""
+
+REFUSED_LINGER = 2.0
+"""Seconds in which a refused peer may still read the alert that says why."""
+
+TRUNCATED = "truncated: TCP FIN without close_notify"
+
+
+class HandshakeError(Exception):
+    """A TLS handshake failed.
+
+    ``check`` names what failed: a check of the peer's identity (``IdentityError.check``), OpenSSL's words for
+    a bad chain ("certificate has expired"), "no client certificate", "protocol", "refused by the peer",
+    "disconnected", "timeout" or "cancelled". ``subject`` is the peer's common name as far as it is known, not
+    to be believed; ``peer`` its (IP, port).
+    """
+
+    def __init__(
+        self, detail: str, *, check: str, subject: str = "", peer: tuple[str, int] | None = None
+    ) -> None:
+        super().__init__(detail, check, subject, peer)
+        self.detail = detail
+        self.check = check
+        self.subject = subject
+        self.peer = peer
+
+    def __str__(self) -> str:
+        whom = f" for {self.subject!r}" if self.subject else ""
+        where = " from {}:{}".format(*self.peer) if self.peer else ""
+        return f"TLS handshake{where} failed: {self.check}{whom}: {self.detail}"
+
+
+@dataclass(slots=True)
+class PeerCheck:
+    """What a verify callback has to say of the certificate it refused.
+
+    The stream hangs one on its pyOpenSSL connection (``get_app_data()``).
+    """
+
+    check: str = ""
+    subject: str = ""
+    detail: str = ""
+
+
+class TLSStream(SocketStream):
+    """The server's end of one TLS connection. Use it once `handshake` has fired."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        sock: socket.socket,
+        context: SSL.Context,
+        *,
+        handshake_timeout: float = 10.0,
+        linger: float = 5.0,
+        flush_timeout: float = 3600.0,
+        keepalive: KeepAlive | None = None,
+    ) -> None:
+        """Take over ``sock``, which was accepted. Times are in seconds; the others as for `SocketStream`."""
+        super().__init__(reactor, sock, linger=linger, flush_timeout=flush_timeout, keepalive=keepalive)
+        self._check = PeerCheck()
+        self._connection = SSL.Connection(context, sock)
+        self._connection.set_app_data(self._check)
+        self._connection.set_accept_state()
+        self._certificate: x509.Certificate | None = None
+        self._established = False
+        self._handshake: Deferred[TLSStream] | None = None
+        self._handshake_timeout = handshake_timeout
+        self._deadline: IDelayedCall | None = None
+        self._more = False  # the last pass stopped before OpenSSL had given everything
+        self._read_needs_write = False
+        self._write_needs_read = False
+        self._raw_over = False  # FIN seen
+        self._fin_sent = False
+
+    def handshake(self) -> Deferred[TLSStream]:
+        """Shake hands; to be called once. Fires with this stream, or with a HandshakeError.
+
+        After an error the stream closes itself; a receiver is not needed and hears nothing but the loss.
+        """
+        self._handshake = Deferred(lambda _: self._cut("cancelled", "cancelled"))
+        self._deadline = self._reactor.callLater(self._handshake_timeout, self._timed_out)
+        self._start_reading()
+        return self._handshake
+
+    @property
+    def certificate(self) -> x509.Certificate | None:
+        """The peer's own certificate, None before the handshake or where the context asks for none."""
+        return self._certificate
+
+    @property
+    def version(self) -> str:
+        """The protocol in use: ``TLSv1.3`` or ``TLSv1.2``."""
+        return self._connection.get_protocol_version_name()
+
+    def half_close(self) -> None:
+        if self._established:
+            super().half_close()
+        else:
+            self.abort()
+
+    def close(self) -> None:
+        if self._established or self._closing:
+            super().close()
+        else:
+            self.abort()
+
+    # What the reactor calls.
+
+    def doRead(self) -> None:
+        if self._closing or self._input_over:
+            self._read_raw()
+            return
+        if not self._established:
+            self._step()
+            return
+        if self._write_needs_read:
+            self._write_needs_read = False
+            self.doWrite()
+        super().doRead()
+        if self._more:
+            self._watch_input()
+
+    def doWrite(self) -> None:
+        if not self._established and not self._closing:
+            self._step()
+            return
+        if self._read_needs_write:
+            self._read_needs_write = False
+            self._more = True
+            self.doRead()
+        super().doWrite()
+
+    # The handshake.
+
+    def _step(self) -> None:
+        try:
+            self._connection.do_handshake()
+        except SSL.WantReadError:
+            self._stop_writing()
+        except SSL.WantWriteError:
+            self._start_writing()
+        except SSL.SysCallError as error:
+            detail = "the peer closed" if error.args[0] == -1 else str(error.args[1])
+            self._refuse("disconnected", detail)
+        except SSL.Error as error:
+            self._refuse(*self._why(error))
+        except Exception as error:  # noqa: BLE001 - what a callback of the context raised comes out here
+            self._refuse("protocol", str(error))
+        else:
+            self._shaken()
+
+    def _shaken(self) -> None:
+        self._stop_writing()
+        self._certificate = self._connection.get_peer_certificate(as_cryptography=True)
+        wanted = self._connection.get_context().get_verify_mode() & SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+        if wanted and self._certificate is None:
+            self._refuse("no client certificate", "OpenSSL let the peer pass without one")
+            return
+        self._established = True
+        if self._out:
+            self._start_writing()
+        # OpenSSL may already hold what the peer sent with its last message.
+        self._more = True
+        handshake = self._end_handshake()
+        if handshake is not None:
+            handshake.callback(self)
+
+    def _why(self, error: SSL.Error) -> tuple[str, str]:
+        reasons = [entry[2] for entry in error.args[0]] if error.args else []
+        detail = "; ".join(reasons) or "TLS error"
+        if self._check.check:
+            return self._check.check, self._check.detail
+        if "peer did not return a certificate" in reasons:
+            return "no client certificate", "the peer sent no certificate, and one is required"
+        if "alert" in detail:
+            return "refused by the peer", detail
+        return "protocol", detail
+
+    def _refuse(self, check: str, detail: str) -> None:
+        """Fail the handshake. OpenSSL has sent an alert: let the peer read it, a reset would destroy it."""
+        handshake = self._end_handshake()
+        self._linger = min(self._linger, REFUSED_LINGER)
+        self._closing = self._ending = True
+        self._stop_writing()
+        self._end_sent()
+        if handshake is not None:
+            handshake.errback(self._error(check, detail))
+
+    def _cut(self, check: str, detail: str) -> None:
+        handshake = self._end_handshake()
+        self._drop(Lost(False, f"TLS handshake: {detail}"))
+        if handshake is not None and not handshake.called and check != "cancelled":
+            handshake.errback(self._error(check, detail))
+
+    def _timed_out(self) -> None:
+        self._deadline = None
+        self._cut("timeout", f"not done in {self._handshake_timeout:g} s")
+
+    def _end_handshake(self) -> Deferred[TLSStream] | None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        handshake, self._handshake = self._handshake, None
+        return handshake
+
+    def _error(self, check: str, detail: str) -> HandshakeError:
+        return HandshakeError(detail, check=check, subject=self._check.subject, peer=self.peer_address)
+
+    # Output. What is handed to OpenSSL again after a WantWriteError begins with the same bytes and is never
+    # shorter: a record made of them is already under way.
+
+    def _push(self, data: bytes | memoryview) -> int:
+        if not self._established:
+            return 0
+        sent = 0
+        try:
+            sent = self._connection.send(data)
+            if sent < len(data):
+                view = memoryview(data)
+                while sent < len(data):
+                    sent += self._connection.send(view[sent:])
+        except SSL.WantWriteError:
+            pass
+        except SSL.WantReadError:
+            self._write_needs_read = True
+        except SSL.Error as error:
+            self._output_failed(error)
+        return sent
+
+    def _push_pending(self) -> None:
+        out = self._out
+        while out:
+            if len(out[0]) < RECORD and len(out) > 1:
+                self._join_first()
+            first = out[0]
+            sent = self._push(first)
+            if self._broken:
+                return
+            self._consume(sent)
+            if sent < len(first):
+                if self._write_needs_read:
+                    self._stop_writing()
+                    self._start_reading()
+                else:
+                    self._start_writing()
+                return
+
+    def _join_first(self) -> None:
+        """Make one chunk of the first small ones, so that they share a record."""
+        out = self._out
+        parts = [out.popleft()]
+        size = len(parts[0])
+        while out and size < RECORD:
+            size += len(out[0])
+            parts.append(out.popleft())
+        out.appendleft(b"".join(parts))
+
+    def _send_end(self) -> None:
+        try:
+            self._connection.shutdown()
+        except SSL.WantWriteError:
+            self._start_writing()
+            return
+        except SSL.Error as error:
+            self._output_failed(error)
+            return
+        self._end_sent()
+
+    def _end_sent(self) -> None:
+        if (self._closing or self._input_over) and not self._fin_sent:
+            self._fin_sent = True
+            with contextlib.suppress(OSError):  # the peer may be gone
+                self._socket.shutdown(socket.SHUT_WR)
+        super()._end_sent()
+
+    def _output_failed(self, error: Exception) -> None:
+        if isinstance(error, SSL.SysCallError) and error.args[0] > 0:
+            error = OSError(error.args[0], str(error.args[1]))
+        super()._output_failed(error)
+
+    # Input.
+
+    def _pull(self) -> tuple[bytes, Lost | None]:
+        chunks = []
+        budget = READ_BUDGET
+        end = None
+        self._more = False
+        receive = self._connection.recv
+        try:
+            while True:
+                data = receive(RECORD)
+                chunks.append(data)
+                if len(data) < RECORD:
+                    # Probably all there is. If not, the rest lies in the kernel, and it will say so: OpenSSL
+                    # takes one record at a time.
+                    self._more = self._connection.pending() > 0
+                    break
+                budget -= RECORD
+                if budget <= 0:
+                    self._more = True
+                    break
+        except SSL.WantReadError:
+            pass
+        except SSL.WantWriteError:
+            self._read_needs_write = True
+            self._start_writing()
+        except SSL.ZeroReturnError:
+            end = Lost(True, "closed")
+        except SSL.SysCallError as error:
+            if error.args[0] == -1:
+                end = Lost(False, self._failed or TRUNCATED)
+            else:
+                end = Lost(False, str(error.args[1]))
+        except SSL.Error as error:
+            end = Lost(False, "TLS: " + ("; ".join(entry[2] for entry in error.args[0]) or "error"))
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks), end
+
+    def _read_raw(self) -> None:
+        """After close_notify, and while closing: nothing is wanted but the end of the TCP connection.
+
+        OpenSSL is not asked any more. A FIN is in order; a reset says that nobody reads what we write.
+        """
+        data, end = super()._pull()
+        if data:
+            self._discard(data)
+        elif end is not None and end.clean:
+            self._raw_over = True
+            self._stop_reading()
+            if self._closing:
+                self._input_over = True
+                if self._ended:
+                    self._end_sent()
+        elif end is not None:
+            self._drop(end)
+
+    def _has_buffered(self) -> bool:
+        return self._more and self._receiver is not None and not (self._closing or self._input_over)
+
+    def _drained(self) -> bool:
+        return self._raw_over
+
+    def _release(self) -> None:
+        super()._release()
+        handshake = self._end_handshake()
+        if handshake is not None:
+            handshake.errback(self._error("cancelled", "the connection was aborted"))
