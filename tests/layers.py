@@ -35,7 +35,7 @@ def words(text: str) -> frozenset[str]:
 SHELL_NAMES = words("""
     tap service protocol store journal tls frontend backend tunnel peer enrollment plain acceptor control
     descriptor
-    watch
+    watch forwarding
 """)
 
 CONTROLLER_SHELL_FOLDERS = words("cli pki store api console channel identity")

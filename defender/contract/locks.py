@@ -1,0 +1,119 @@
+"""Locks: who is shut out at once, whatever the policy and their certificate say.
+
+A lock names a user, a group, or one certificate by its serial number and, optionally, its issuer. User locks
+cover every way of proving to be that user. Pure: the text comes from the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from defender.contract.errors import ContractError
+from defender.contract.facts import Subject
+
+_SERIAL = re.compile(r"[0-9a-f]{1,40}")
+_MAX_LOCKS = 100_000
+
+
+class LockError(ContractError):
+    """A locks text that cannot be read; the message names the entry and what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Lock:
+    """One lock: `kind` is "user", "group" or "serial"; `issuer` (RFC 4514) narrows a serial, "" means any."""
+
+    kind: str
+    value: str
+    issuer: str = ""
+
+    def describe(self) -> str:
+        """The lock in a few words, for messages and listings."""
+        return f"{self.kind} {self.value}" + (f" of {self.issuer}" if self.issuer else "")
+
+
+def make_lock(kind: str, value: str, issuer: str = "") -> Lock:
+    """A checked lock; raises LockError. Serials are compared as lower-case hex without separators."""
+    if kind not in ("user", "group", "serial"):
+        raise LockError(f"a lock is of kind user, group or serial, not {kind!r}")
+    if not value or len(value) > 1024 or not value.isprintable():
+        raise LockError(f"a {kind} lock needs a name of 1 to 1024 printable characters")
+    if kind == "serial":
+        value = value.lower().replace(":", "").removeprefix("0x").lstrip("0") or "0"
+        if _SERIAL.fullmatch(value) is None:
+            raise LockError(f"a certificate serial is up to 40 hexadecimal digits, not {value!r}")
+    elif issuer:
+        raise LockError("only a serial lock has an issuer")
+    return Lock(kind, value, issuer)
+
+
+class LockSet:
+    """All locks in force, in look-up form. Names are compared as the policy compares them: casefolded,
+    whole."""
+
+    __slots__ = ("_groups", "_serials", "_users", "locks")
+
+    def __init__(self, locks: frozenset[Lock] = frozenset()) -> None:
+        self.locks = locks
+        self._users = {lock.value.casefold() for lock in locks if lock.kind == "user"}
+        self._groups = {lock.value.casefold() for lock in locks if lock.kind == "group"}
+        self._serials = {(lock.value, lock.issuer) for lock in locks if lock.kind == "serial"}
+
+    def __bool__(self) -> bool:
+        return bool(self.locks)
+
+    def reason(self, subject: Subject) -> str | None:
+        """Why `subject` is locked out, None if it is not."""
+        if subject.user.casefold() in self._users:
+            return f"user {subject.user} is locked"
+        for group in subject.groups:
+            if group.casefold() in self._groups:
+                return f"group {group} is locked"
+        if subject.serial and self._serials:
+            serial = subject.serial.lstrip("0") or "0"
+            if (serial, "") in self._serials or (serial, subject.issuer) in self._serials:
+                return f"certificate {subject.serial} is locked"
+        return None
+
+
+def load_locks(text: str) -> LockSet:
+    """Read ``{"schema": 1, "locks": [{"kind": ..., "value": ..., "issuer": ...}]}``; raises LockError.
+
+    An empty text is no locks. Unknown keys are refused: a lock that is not understood must not be ignored.
+    """
+    if not text.strip():
+        return LockSet()
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LockError(f"not JSON: {error}") from None
+    if not isinstance(data, dict) or set(data) != {"schema", "locks"} or data["schema"] != 1:
+        raise LockError('the locks are an object of "schema": 1 and "locks": [...]')
+    entries = data["locks"]
+    if not isinstance(entries, list) or len(entries) > _MAX_LOCKS:
+        raise LockError(f'"locks" is a list of at most {_MAX_LOCKS} entries')
+    locks: set[Lock] = set()
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict) or not {"kind", "value"} <= set(entry) <= {"kind", "value", "issuer"}:
+            raise LockError(f'lock {number}: an object of "kind", "value" and, for a serial, "issuer"')
+        if not all(isinstance(part, str) for part in entry.values()):
+            raise LockError(f"lock {number}: every value is a string")
+        try:
+            locks.add(make_lock(entry["kind"], entry["value"], entry.get("issuer", "")))
+        except LockError as error:
+            raise LockError(f"lock {number}: {error}") from None
+    return LockSet(frozenset(locks))
+
+
+def dump_locks(locks: frozenset[Lock]) -> str:
+    """The text that `load_locks` reads, one lock a line, sorted."""
+    entries = []
+    for lock in sorted(locks):
+        entry = {"kind": lock.kind, "value": lock.value}
+        if lock.issuer:
+            entry["issuer"] = lock.issuer
+        entries.append("  " + json.dumps(entry))
+    inner = ",\n".join(entries)
+    return '{"schema": 1, "locks": [\n' + inner + "\n]}\n" if entries else '{"schema": 1, "locks": []}\n'

@@ -1,0 +1,448 @@
+"""The side facing the Engine: one connection, and the pool that keeps connections for reuse.
+
+A `Backend` carries one exchange at a time. It reads the answer strictly, tells its `AnswerReceiver`, and goes
+back to the pool only when nothing of this exchange can be left on the wire: the whole request was sent, the
+framed answer was read to its end, neither side asked to close, and no surplus byte came (RFC 9112 section 9.3
+and 9.6).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from defender.http1.body import ChunkedDecoder, LengthDecoder, UntilCloseDecoder
+from defender.http1.errors import HTTPError
+from defender.http1.head import (
+    MAX_HEAD,
+    Framing,
+    ResponseHead,
+    find_head_end,
+    parse_request_head,
+    parse_response_head,
+)
+from defender.proxy.exchange import EngineFacts, Passage, classify, facts_of
+from defender.proxy.inspection import Inquiry, forwarded_head, inspect
+from defender.streams.interface import Lost, Stream
+
+
+class EngineError(Exception):
+    """The Engine could not be asked or did not answer properly: `status` (502, 503, 504) and a sentence for
+    people.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class AnswerReceiver(Protocol):
+    """Who asked. Calls come in this order: started or tunnel, then data until `finished`; failed ends it any
+    time.
+    """
+
+    def answer_started(
+        self,
+        head: ResponseHead,
+        passage: Passage,
+        payload: bytes,
+        finished: bool,
+        trailers: list[tuple[bytes, bytes]],
+    ) -> None: ...
+
+    def answer_data(self, payload: bytes, finished: bool, trailers: list[tuple[bytes, bytes]]) -> None: ...
+
+    def answer_failed(self, error: EngineError, *, repeatable: bool) -> None:
+        """`repeatable`: not one byte of an answer came on a connection that had been used before (it was
+        stale).
+        """
+
+    def tunnel_opened(self, head: ResponseHead, stream: Stream, early: bytes) -> None:
+        """The Engine's connection is the caller's now; `early` came behind the head."""
+
+    def backend_full(self) -> None: ...
+
+    def backend_drained(self) -> None: ...
+
+
+class _State(enum.Enum):
+    IDLE = 1
+    HEAD = 2
+    BODY = 3
+    GONE = 4
+
+
+class Backend:
+    """One connection to the Engine. Implements `defender.streams.interface.Receiver`."""
+
+    __slots__ = (
+        "_buffer",
+        "_decoder",
+        "_head",
+        "_inquiry",
+        "_pool",
+        "_receiver",
+        "_request_sent",
+        "_state",
+        "_used",
+        "stream",
+    )
+
+    def __init__(self, pool: BackendPool, stream: Stream) -> None:
+        self._pool = pool
+        self.stream = stream
+        self._state = _State.IDLE
+        self._receiver: AnswerReceiver | None = None
+        self._inquiry: Inquiry | None = None
+        self._head: ResponseHead | None = None
+        self._decoder: LengthDecoder | ChunkedDecoder | UntilCloseDecoder | None = None
+        self._buffer = bytearray()
+        self._request_sent = False
+        self._used = False
+
+    # -- the asking side
+
+    def begin(self, receiver: AnswerReceiver, inquiry: Inquiry, head: bytes, *, whole: bool) -> None:
+        """Send `head`; `whole` says that no body follows. One exchange at a time."""
+        if self._state is not _State.IDLE:
+            raise RuntimeError("an exchange is already under way on this Engine connection")
+        self._state = _State.HEAD
+        self._receiver = receiver
+        self._inquiry = inquiry
+        self._request_sent = whole
+        self.stream.write(head)
+
+    def write_body(self, data: bytes) -> None:
+        """Send framed body bytes."""
+        self.stream.write(data)
+
+    def body_sent(self) -> None:
+        """The whole request has been given to the connection."""
+        self._request_sent = True
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more: the Engine sees its client go, which cancels the request
+        there.
+        """
+        self._receiver = None
+        self._discard()
+
+    # -- Receiver
+
+    def data_received(self, data: bytes) -> None:
+        if self._state is _State.BODY:
+            self._body_received(data)
+        elif self._state is _State.HEAD:
+            self._buffer += data
+            self._read_head()
+        elif self._state is _State.IDLE:
+            # Bytes nobody asked for would be taken for the next answer.
+            self._discard()
+
+    def end_received(self) -> None:
+        if self._state is _State.BODY and isinstance(self._decoder, UntilCloseDecoder):
+            receiver, self._receiver = self._receiver, None
+            self._discard()
+            if receiver is not None:
+                receiver.answer_data(b"", True, [])
+            return
+        self._ended("closed the connection")
+
+    def connection_lost(self, reason: Lost) -> None:
+        self._ended(
+            f"the connection was lost ({reason.detail})" if reason.detail else "the connection was lost"
+        )
+
+    def write_full(self) -> None:
+        if self._receiver is not None:
+            self._receiver.backend_full()
+
+    def write_drained(self) -> None:
+        if self._receiver is not None:
+            self._receiver.backend_drained()
+
+    # -- reading the answer
+
+    def _read_head(self) -> None:
+        while True:
+            end = find_head_end(self._buffer, 0)
+            if end < 0:
+                if len(self._buffer) > MAX_HEAD:
+                    self._fail(EngineError(502, "The Engine's answer has a head that does not end"))
+                return
+            inquiry = self._inquiry
+            if inquiry is None:  # pragma: no cover - begin() sets it
+                return
+            try:
+                head = parse_response_head(bytes(self._buffer[:end]), request_method=inquiry.head.method)
+                passage = classify(inquiry, head)
+            except HTTPError as error:
+                self._fail(EngineError(502, f"The Engine's answer cannot be read: {error.message}"))
+                return
+            rest = bytes(self._buffer[end:])
+            self._buffer.clear()
+            if passage is not Passage.INTERIM:
+                break
+            self._buffer += rest
+        self._pool.heard(head)
+        if passage is Passage.TUNNEL:
+            self._open_tunnel(head, rest)
+            return
+        self._head = head
+        if head.framing is Framing.CHUNKED:
+            self._decoder = ChunkedDecoder(status=502)
+        elif head.framing is Framing.UNTIL_CLOSE:
+            self._decoder = UntilCloseDecoder()
+        else:
+            self._decoder = LengthDecoder(head.length if head.framing is Framing.LENGTH else 0)
+        self._state = _State.BODY
+        self._deliver(rest, head, passage)
+
+    def _body_received(self, data: bytes) -> None:
+        self._deliver(data, None, None)
+
+    def _deliver(self, data: bytes, head: ResponseHead | None, passage: Passage | None) -> None:
+        """Decode `data` and hand it on; at the end the connection is given back before the receiver hears of
+        it.
+        """
+        decoder = self._decoder
+        if decoder is None:  # pragma: no cover - set with the state BODY
+            return
+        try:
+            payload, surplus = decoder.decode(data)
+        except HTTPError as error:
+            self._fail(EngineError(502, f"The Engine's answer cannot be read: {error.message}"))
+            return
+        receiver = self._receiver
+        finished = decoder.finished
+        trailers: list[tuple[bytes, bytes]] = []
+        if finished:
+            if isinstance(decoder, ChunkedDecoder):
+                trailers = decoder.trailers
+            self._receiver = None
+            self._finish(surplus)
+        if receiver is None:
+            return
+        if head is not None and passage is not None:
+            receiver.answer_started(head, passage, payload, finished, trailers)
+        elif payload or finished:
+            receiver.answer_data(payload, finished, trailers)
+
+    def _finish(self, surplus: bytes) -> None:
+        head = self._head
+        self._decoder = self._head = self._inquiry = None
+        if surplus or not self._request_sent or head is None or not head.keep_alive:
+            self._discard()
+            return
+        self._state = _State.IDLE
+        self._used = True
+        self.stream.resume_reading()
+        self._pool.release(self)
+
+    def _open_tunnel(self, head: ResponseHead, early: bytes) -> None:
+        receiver, self._receiver = self._receiver, None
+        self._state = _State.GONE
+        self._pool.forget(self)
+        if receiver is None:  # pragma: no cover - cancel() discards the connection
+            self.stream.abort()
+            return
+        receiver.tunnel_opened(head, self.stream, early)
+
+    def _ended(self, what: str) -> None:
+        state, receiver = self._state, self._receiver
+        untouched = state is _State.HEAD and not self._buffer and self._used
+        self._receiver = None
+        self._discard()
+        if receiver is None:
+            return
+        if state is _State.HEAD:
+            receiver.answer_failed(
+                EngineError(502, f"The Engine gave no answer: {what}"), repeatable=untouched
+            )
+        elif state is _State.BODY:
+            receiver.answer_failed(
+                EngineError(502, f"The Engine's answer ended early: {what}"), repeatable=False
+            )
+
+    def _fail(self, error: EngineError) -> None:
+        receiver, self._receiver = self._receiver, None
+        self._discard()
+        if receiver is not None:
+            receiver.answer_failed(error, repeatable=False)
+
+    def _discard(self) -> None:
+        if self._state is not _State.GONE:
+            self._state = _State.GONE
+            self._pool.forget(self)
+            self.stream.abort()
+
+
+class _Ping:
+    """The pool's own question: an unversioned ping, for the headers of its answer."""
+
+    def __init__(self, done: Callable[[EngineError | None], None]) -> None:
+        self._done = done
+
+    def answer_started(
+        self,
+        head: ResponseHead,
+        passage: Passage,
+        payload: bytes,
+        finished: bool,
+        trailers: list[tuple[bytes, bytes]],
+    ) -> None:
+        if finished:
+            self._done(None)
+
+    def answer_data(self, payload: bytes, finished: bool, trailers: list[tuple[bytes, bytes]]) -> None:
+        if finished:
+            self._done(None)
+
+    def answer_failed(self, error: EngineError, *, repeatable: bool) -> None:
+        self._done(error)
+
+    def tunnel_opened(self, head: ResponseHead, stream: Stream, early: bytes) -> None:
+        stream.abort()
+        self._done(EngineError(502, "The Engine answered a ping with a stream"))
+
+    def backend_full(self) -> None: ...
+
+    def backend_drained(self) -> None: ...
+
+
+class BackendPool:
+    """The connections to one Engine.
+
+    `connect` opens a stream to it; its failure is an OSError or TimeoutError. `limit` bounds the connections
+    in use and idle together, tunnels excepted once they are handed over; `idle_limit` bounds the idle ones
+    kept.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self, connect: Callable[[], Deferred[Stream]], *, address: str, limit: int, idle_limit: int
+    ) -> None:
+        self._connect = connect
+        self._address = address
+        self._limit = limit
+        self._idle_limit = idle_limit
+        self._idle: list[Backend] = []
+        self._all: set[Backend] = set()
+        self._opening = 0
+        self._learning: list[Deferred[EngineFacts]] = []
+        self._last_version: bytes | None = None
+        self.facts = EngineFacts()
+
+    @property
+    def connections(self) -> int:
+        """Connections open or being opened."""
+        return len(self._all) + self._opening
+
+    @property
+    def idle(self) -> int:
+        """Connections kept for reuse."""
+        return len(self._idle)
+
+    def take(self) -> Backend | None:
+        """An idle connection that is still alive, the most recently used first; None when there is none."""
+        while self._idle:
+            backend = self._idle.pop()
+            if not backend.stream.is_gone():
+                return backend
+            backend.cancel()
+        return None
+
+    def open(self) -> Deferred[Backend]:
+        """A new connection; fails with EngineError 502 (not there), 503 (at the limit) or 504 (no room in
+        time).
+        """
+        result: Deferred[Backend] = Deferred()
+        if self.connections >= self._limit:
+            result.errback(EngineError(503, f"All {self._limit} connections to the Engine are in use"))
+            return result
+        self._opening += 1
+
+        def connected(stream: Stream) -> None:
+            self._opening -= 1
+            backend = Backend(self, stream)
+            self._all.add(backend)
+            stream.set_receiver(backend)
+            result.callback(backend)
+
+        def failed(failure: Failure) -> None:
+            self._opening -= 1
+            result.errback(_unreachable(failure, self._address))
+
+        self._connect().addCallbacks(connected, failed)
+        return result
+
+    def release(self, backend: Backend) -> None:
+        """Keep `backend` for the next exchange, or close it when enough are kept."""
+        if len(self._idle) < self._idle_limit:
+            self._idle.append(backend)
+        else:
+            backend.cancel()
+
+    def forget(self, backend: Backend) -> None:
+        """`backend` is closed, or is a tunnel now."""
+        self._all.discard(backend)
+        if backend in self._idle:
+            self._idle.remove(backend)
+
+    def heard(self, head: ResponseHead) -> None:
+        """Learn from an answer's headers; cheap when nothing changed."""
+        version = head.get(b"api-version")
+        if version is not None and version != self._last_version:
+            facts = facts_of(head)
+            if facts is not None:
+                self._last_version = version
+                self.facts = facts
+
+    def learn(self) -> Deferred[EngineFacts]:
+        """Ask the Engine for its version; callers share one question. Fails with EngineError."""
+        waiting: Deferred[EngineFacts] = Deferred()
+        self._learning.append(waiting)
+        if len(self._learning) == 1:
+            self.open().addCallbacks(self._ping, lambda failure: self._learned(failure.value))
+        return waiting
+
+    def _ping(self, backend: Backend) -> None:
+        inquiry = inspect(parse_request_head(b"GET /_ping HTTP/1.1\r\nHost: docker\r\n\r\n"), discard_limit=0)
+        backend.begin(_Ping(self._learned), inquiry, forwarded_head(inquiry, None), whole=True)
+
+    def _learned(self, error: EngineError | None) -> None:
+        waiting, self._learning = self._learning, []
+        if error is None and self.facts.api_version is None:
+            error = EngineError(502, "The Engine's ping names no API version that is supported here")
+        for deferred in waiting:
+            if error is None:
+                deferred.callback(self.facts)
+            else:
+                deferred.errback(error)
+
+    def close(self) -> None:
+        """Close every connection that no tunnel owns."""
+        for backend in list(self._all):
+            backend.cancel()
+
+
+def _unreachable(failure: Failure, address: str) -> EngineError:
+    """What a failed connection attempt means to a client."""
+    error = failure.value
+    if isinstance(error, EngineError):
+        return error
+    if isinstance(error, TimeoutError):
+        return EngineError(504, f"The Engine at {address} did not accept a connection in time")
+    why = (
+        error.strerror
+        if isinstance(error, OSError) and error.strerror
+        else str(error) or type(error).__name__
+    )
+    return EngineError(502, f"Cannot connect to the Engine at {address}: {why}. Is it running?")

@@ -1,0 +1,364 @@
+"""One allowed request on its way to the Engine, and its answer on the way back.
+
+A `Forwarding` lives from the decision to the end of the answer. It sends the request's body as it comes,
+passes the answer on as it comes (each side paused while the other is slow), repeats a read once when a kept
+Engine connection turns out to be stale, and becomes a tunnel when the Engine says so.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from twisted.python.failure import Failure
+
+from defender.contract.policy import Decision
+from defender.http1.body import ChunkedDecoder, LengthDecoder, encode_chunk, last_chunk
+from defender.http1.errors import HTTPError
+from defender.http1.head import Framing, Headers, ResponseHead
+from defender.proxy.backend import Backend, EngineError
+from defender.proxy.exchange import Passage, answer_head
+from defender.proxy.inspection import BodyPlan, Inquiry, forwarded_head, forwarded_version
+from defender.proxy.refusal import error_response
+from defender.proxy.tunnel import Tunnel
+from defender.streams.interface import HIGH_WATER
+
+if TYPE_CHECKING:
+    from defender.proxy.frontend import Frontend
+    from defender.proxy.service import Proxy
+    from defender.streams.interface import Stream
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Waiting(enum.Enum):
+    """What a deadline is for."""
+
+    HEAD = "the request's head"
+    NEXT = "the next request"
+    BODY = "the request's body"
+    ENGINE = "the Engine's answer"
+
+
+class Forwarding:
+    """One exchange. Implements `AnswerReceiver`; `client` is told how it ended, exactly once."""
+
+    __slots__ = (
+        "_answered",
+        "_backend",
+        "_began",
+        "_body",
+        "_client",
+        "_ended",
+        "_passage",
+        "_proxy",
+        "_repeated",
+        "_sent",
+        "_status",
+        "_stream",
+        "corr",
+        "decision",
+        "inquiry",
+    )
+
+    def __init__(
+        self, proxy: Proxy, client: Frontend, stream: Stream, inquiry: Inquiry, decision: Decision, corr: str
+    ) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._stream = stream
+        self.inquiry = inquiry
+        self.decision = decision
+        self.corr = corr
+        self._began = proxy.seconds()
+        self._backend: Backend | None = None
+        self._body: LengthDecoder | ChunkedDecoder | None = None
+        self._passage: Passage | None = None
+        self._answered = False
+        self._ended = False
+        self._repeated = False
+        self._sent = 0
+        self._status = 0
+
+    # -- the client's side
+
+    def start(self) -> None:
+        """Go: with what the client has sent of the body already."""
+        head = self.inquiry.head
+        if self.inquiry.body is not BodyPlan.NONE:
+            self._body = ChunkedDecoder() if head.framing is Framing.CHUNKED else LengthDecoder(head.length)
+            if head.expect_continue:
+                self._stream.write(_CONTINUE)
+            self._client.wait(Waiting.BODY, self._proxy.limits.body_timeout)
+            if self.inquiry.body is BodyPlan.DISCARD:
+                self._drop_body(self._client.take_held())
+                return
+        self._forward()
+
+    def take(self, data: bytes) -> bool:
+        """Take bytes from the client; False when they do not belong to the body or cannot be sent yet."""
+        if self._body is None:
+            return False
+        if self.inquiry.body is BodyPlan.DISCARD:
+            self._drop_body(data)
+            return True
+        if self._backend is None:
+            return False
+        self._send_body(data)
+        return True
+
+    def client_ended(self) -> None:
+        """The client half-closed.
+
+        A whole request is still answered: a half-close is forwarded in a tunnel only, since the Engine
+        cancels an ordinary request at its client's end. A client that is wholly gone is found by the sweep.
+        """
+        if self._body is not None:
+            self.refuse(400, "the request ended before its body did")
+
+    def client_full(self) -> None:
+        """The client does not read: neither do we."""
+        if self._backend is not None:
+            self._backend.stream.pause_reading()
+
+    def client_drained(self) -> None:
+        """The client reads again."""
+        if self._backend is not None:
+            self._backend.stream.resume_reading()
+
+    def abandon(self, reason: str) -> None:
+        """The client is gone or cut: tell the Engine and the record."""
+        self._note(reason)
+        self._end()
+
+    def timed_out(self, waiting: Waiting) -> None:
+        """The deadline that this exchange set has passed."""
+        if waiting is Waiting.ENGINE:
+            self.refuse(504, "The Engine did not answer in time")
+        else:
+            self.refuse(408, f"timed out waiting for {waiting.value}")
+
+    def refuse(self, status: int, message: str) -> None:
+        """End the exchange with an error of ours, or by cutting the client when its answer had begun."""
+        if self._ended:
+            return
+        if self._answered:
+            # Half an answer must not look whole: no last chunk, no close_notify.
+            self._note(message)
+            self._end()
+            self._client.exchange_broken()
+            return
+        head = self.inquiry.head
+        close = self._body is not None or self._client.ends_after(head)
+        self._stream.write(
+            error_response(
+                status,
+                message,
+                engine_headers=self._proxy.pool.facts.headers,
+                head_only=head.method == "HEAD",
+                close=close,
+            )
+        )
+        self._status = status
+        self._note(message)
+        self._end()
+        self._client.exchange_done(close=close)
+
+    # -- towards the Engine
+
+    def _drop_body(self, data: bytes) -> None:
+        """Read the body of a route that has none to its end, then forward the request without it."""
+        body = self._body
+        if body is None:
+            return
+        try:
+            payload, surplus = body.decode(data)
+        except HTTPError as error:
+            self.refuse(error.status, error.message)
+            return
+        self._sent += len(payload)
+        if self._sent > self._proxy.limits.discard_bytes:
+            inquiry = self.inquiry
+            self.refuse(400, f"{inquiry.head.method} {inquiry.target.path[:200]} takes no body")
+            return
+        if body.finished:
+            self._body = None
+            self._sent = 0
+            self._client.hold(surplus)
+            self._client.wait(Waiting.BODY, 0)
+            self._forward()
+
+    def _forward(self) -> None:
+        """Find an Engine connection; goes on at once or later."""
+        inquiry = self.inquiry
+        pool = self._proxy.pool
+        version = forwarded_version(inquiry, pool.facts.newest_common)
+        if version is None and inquiry.operation.action != "debug":
+            pool.learn().addCallbacks(self._learned, self._unreachable)
+            return
+        backend = None if self._repeated else pool.take()
+        if backend is not None:
+            self._connected(backend)
+        else:
+            pool.open().addCallbacks(self._connected, self._unreachable)
+
+    def _learned(self, _facts: object) -> None:
+        if not self._ended:
+            self._forward()
+
+    def _unreachable(self, failure: Failure) -> None:
+        error = failure.value
+        if not isinstance(error, EngineError):
+            self._proxy.log.failure("connecting to the Engine failed in an unforeseen way", failure)
+            error = EngineError(502, "The Engine could not be asked")
+        self.refuse(error.status, error.message)
+
+    def _connected(self, backend: Backend) -> None:
+        if self._ended:
+            backend.cancel()
+            return
+        self._backend = backend
+        inquiry = self.inquiry
+        version = forwarded_version(inquiry, self._proxy.pool.facts.newest_common)
+        backend.begin(self, inquiry, forwarded_head(inquiry, version), whole=self._body is None)
+        if self._stream.pending > HIGH_WATER:
+            # An earlier answer is still on its way out; its edge was crossed before this exchange began.
+            backend.stream.pause_reading()
+        if self._body is None:
+            self._wait_for_engine()
+            return
+        held = self._client.take_held()
+        self._stream.resume_reading()
+        if held:
+            self._send_body(held)
+
+    def _send_body(self, data: bytes) -> None:
+        body, backend = self._body, self._backend
+        if body is None or backend is None:
+            return
+        try:
+            payload, surplus = body.decode(data)
+        except HTTPError as error:
+            self.refuse(error.status, error.message)
+            return
+        finished = body.finished
+        if self.inquiry.head.framing is Framing.CHUNKED:
+            payload = encode_chunk(payload)
+            if finished:
+                # Trailers of a request mean nothing to the Engine: they end here.
+                payload += last_chunk([])
+        if finished:
+            self._body = None
+            self._client.hold(surplus)
+            backend.body_sent()
+            self._wait_for_engine()
+        else:
+            self._client.wait(Waiting.BODY, self._proxy.limits.body_timeout)
+        if payload:
+            backend.write_body(payload)
+
+    def _wait_for_engine(self) -> None:
+        seconds = 0.0 if self._answered else self._proxy.answer_timeout(self.inquiry.operation)
+        self._client.wait(Waiting.ENGINE, seconds)
+
+    # -- AnswerReceiver: the Engine's side
+
+    def answer_started(
+        self, head: ResponseHead, passage: Passage, payload: bytes, finished: bool, trailers: Headers
+    ) -> None:
+        self._answered = True
+        self._passage = passage
+        self._status = head.status
+        if self._body is None:
+            self._client.wait(Waiting.ENGINE, 0)
+        out = answer_head(self.inquiry, head, passage, close=self._client.ends_after(self.inquiry.head))
+        self._pass_on(out, payload, finished, trailers)
+
+    def answer_data(self, payload: bytes, finished: bool, trailers: Headers) -> None:
+        self._pass_on(b"", payload, finished, trailers)
+
+    def _pass_on(self, out: bytes, payload: bytes, finished: bool, trailers: Headers) -> None:
+        self._sent += len(payload)
+        if self._passage is Passage.CHUNKED:
+            payload = encode_chunk(payload)
+            if finished:
+                payload += last_chunk(trailers)
+        if out:
+            payload = out + payload
+        if finished:
+            self._backend = None
+        if payload:
+            self._stream.write(payload)
+        if finished and not self._ended:
+            self._note("")
+            close = (
+                self._body is not None
+                or self._passage is Passage.UNTIL_CLOSE
+                or self._client.ends_after(self.inquiry.head)
+            )
+            self._end()
+            self._client.exchange_done(close=close)
+
+    def answer_failed(self, error: EngineError, *, repeatable: bool) -> None:
+        self._backend = None
+        if self._ended:
+            return
+        if repeatable and self.inquiry.repeatable and not self._repeated:
+            self._repeated = True
+            self._forward()
+            return
+        self.refuse(error.status, error.message)
+
+    def tunnel_opened(self, head: ResponseHead, stream: Stream, early: bytes) -> None:
+        self._backend = None
+        if self._ended:
+            stream.abort()
+            return
+        self._answered = True
+        self._status = head.status
+        self._stream.write(answer_head(self.inquiry, head, Passage.TUNNEL, close=False))
+        self._note("")
+        proxy = self._proxy
+        self._began = proxy.seconds()
+        tunnel = Tunnel(
+            self._stream, stream, seconds=proxy.seconds, linger=proxy.limits.linger, done=self._tunnel_done
+        )
+        self._client.tunnel_started(tunnel)
+        tunnel.start(self._client.take_held(), early)
+
+    def _tunnel_done(self, tunnel: Tunnel) -> None:
+        self._proxy.stream_ended(self._client, self, tunnel, self._began)
+        self._ended = True
+        self._client.tunnel_ended()
+
+    def backend_full(self) -> None:
+        self._stream.pause_reading()
+        if self._body is not None:
+            # The Engine is the slow one now; it is given the time of its answer.
+            self._wait_for_engine()
+
+    def backend_drained(self) -> None:
+        self._stream.resume_reading()
+        if self._body is not None:
+            self._client.wait(Waiting.BODY, self._proxy.limits.body_timeout)
+
+    # -- the end
+
+    def _note(self, error: str) -> None:
+        if not self._ended:
+            self._proxy.request_ended(
+                self._client,
+                self.inquiry,
+                self.decision,
+                self.corr,
+                self._status,
+                self._sent,
+                self._began,
+                error,
+            )
+
+    def _end(self) -> None:
+        self._ended = True
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.cancel()

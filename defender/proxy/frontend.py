@@ -1,0 +1,330 @@
+"""The side facing Docker clients: one connection, one exchange at a time.
+
+A head is read, judged and denied or forwarded before the next one is looked at, so pipelined requests are
+answered in order (and a tunnel's first bytes are never taken for a request). What waits is bounded: a head by
+the settings, bytes behind an unanswered request by `_HELD`, everything else by pausing the side that sends.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from defender.contract.policy import Decision
+from defender.http1.body import LengthDecoder
+from defender.http1.errors import HTTPError
+from defender.http1.head import Framing, RequestHead, find_head_end, parse_request_head
+from defender.proxy.forwarding import Forwarding, Waiting
+from defender.proxy.inspection import Inquiry, inspect
+from defender.proxy.refusal import denial_message, error_response
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from defender.contract.facts import Subject
+    from defender.proxy.service import Proxy
+    from defender.proxy.tunnel import Tunnel
+    from defender.streams.interface import Lost, Stream
+
+_HELD = 64 * 1024
+"""Bytes held behind a request that is not answered yet; then reading pauses."""
+
+
+class Frontend:
+    """One client connection. Implements `defender.streams.interface.Receiver`.
+
+    `closed(frontend)` is called once, when the connection and every tunnel on it are gone.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_client_ended",
+        "_closed",
+        "_closing",
+        "_deadline",
+        "_exchange",
+        "_last_exchange",
+        "_parsing",
+        "_proxy",
+        "_scanned",
+        "_skip",
+        "_stream",
+        "_waiting",
+        "subject",
+        "tunnel",
+    )
+
+    def __init__(
+        self, proxy: Proxy, stream: Stream, subject: Subject, closed: Callable[[Frontend], None]
+    ) -> None:
+        self._proxy = proxy
+        self._stream = stream
+        self.subject = subject
+        self._closed = closed
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._parsing = False
+        self._exchange: Forwarding | None = None
+        self._skip: LengthDecoder | None = None
+        self._client_ended = False
+        self._closing = False
+        self._last_exchange = False
+        self.tunnel: Tunnel | None = None
+        self._waiting = Waiting.HEAD
+        self._deadline: float | None = proxy.seconds() + proxy.limits.head_timeout
+        stream.set_receiver(self)
+
+    # -- what the listener and the proxy ask of a connection
+
+    def abort(self, reason: str = "aborted") -> None:
+        """Cut the connection now, whatever it carries."""
+        if self.tunnel is not None:
+            self.tunnel.abort(reason)
+            return
+        self._abandon(reason)
+        self._closing = True
+        self._stream.abort()
+
+    def close_when_idle(self) -> None:
+        """Close now if no exchange is under way, else after it."""
+        self._last_exchange = True
+        if self._exchange is None and self._skip is None and not self._buffer and not self._closing:
+            self._close()
+
+    @property
+    def under_way(self) -> Forwarding | None:
+        """The exchange that is being served, None between requests."""
+        return self._exchange
+
+    def sweep(self, now: float) -> None:
+        """Called every second or so with the same clock as `Proxy.seconds`."""
+        if self.tunnel is not None:
+            self.tunnel.sweep(now)
+        elif self._exchange is not None and self._stream.is_gone():
+            # Nothing else tells of a client that half-closed, or that is not being read, and then vanished.
+            self.abort("the client vanished")
+        elif self._deadline is not None and now >= self._deadline and not self._closing:
+            self._timed_out()
+
+    # -- Receiver: the client's side
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        exchange = self._exchange
+        if exchange is None:
+            if self._skip is not None:
+                self._skip_body(data)
+            else:
+                self._buffer += data
+            self._parse()
+        elif self._buffer or not exchange.take(data):
+            self._buffer += data
+            if len(self._buffer) > _HELD:
+                self._stream.pause_reading()
+
+    def end_received(self) -> None:
+        self._client_ended = True
+        if self._closing:
+            return
+        if self._exchange is None:
+            self._close()
+        else:
+            self._exchange.client_ended()
+
+    def write_full(self) -> None:
+        if self._exchange is not None:
+            self._exchange.client_full()
+
+    def write_drained(self) -> None:
+        if self._exchange is not None:
+            self._exchange.client_drained()
+
+    def connection_lost(self, reason: Lost) -> None:
+        self._closing = True
+        self._abandon(
+            "the client disconnected" if reason.clean else f"the client disconnected: {reason.detail}"
+        )
+        self._forget()
+
+    # -- one request
+
+    def _parse(self) -> None:
+        """Start on as many buffered requests as can be answered at once, in order."""
+        if self._parsing:
+            return
+        self._parsing = True
+        try:
+            while self._exchange is None and self._skip is None and not self._closing and self._buffer:
+                if not self._parse_one():
+                    break
+        finally:
+            self._parsing = False
+
+    def _parse_one(self) -> bool:
+        """Start on the first buffered request; False when there is none yet, or none that can be read."""
+        buffer = self._buffer
+        limits = self._proxy.limits
+        end = find_head_end(buffer, self._scanned)
+        if end < 0 and len(buffer) <= limits.head_bytes:
+            self._scanned = len(buffer)
+            if self._waiting is not Waiting.HEAD:
+                # One deadline for the whole head, however slowly its bytes drip in.
+                self.wait(Waiting.HEAD, limits.head_timeout)
+            return False
+        head: RequestHead | None = None
+        try:
+            if end < 0 or end > limits.head_bytes:
+                raise HTTPError(431, f"the request's head is longer than {limits.head_bytes} bytes")
+            raw = bytes(buffer[:end])
+            del buffer[:end]
+            self._scanned = 0
+            head = parse_request_head(raw, max_headers=limits.headers)
+            inquiry = inspect(head, discard_limit=limits.discard_bytes)
+        except HTTPError as error:
+            self._refuse_unread(error.status, error.message, head)
+            return False
+        decision = self._proxy.judge(self.subject, inquiry)
+        if decision.effect != "allow":
+            self._deny(inquiry, decision)
+            return True
+        self._deadline = None
+        exchange = Forwarding(self._proxy, self, self._stream, inquiry, decision, self._proxy.new_id())
+        self._exchange = exchange
+        exchange.start()
+        return True
+
+    def _deny(self, inquiry: Inquiry, decision: Decision) -> None:
+        proxy = self._proxy
+        head = inquiry.head
+        message = denial_message(proxy.prefix, inquiry.operation.action, self.subject.user, decision)
+        body_follows = head.framing is Framing.CHUNKED or head.length > 0
+        # A short announced body is read and dropped so that the connection can go on; a longer or unannounced
+        # one, or one that waits for a 100 that will not come, ends it.
+        skippable = head.framing is Framing.LENGTH and head.length <= proxy.limits.discard_bytes
+        close = self.ends_after(head) or (body_follows and (not skippable or head.expect_continue))
+        answer = error_response(
+            403,
+            message,
+            engine_headers=proxy.pool.facts.headers,
+            head_only=head.method == "HEAD",
+            close=close,
+        )
+        self._stream.write(answer)
+        proxy.request_ended(self, inquiry, decision, proxy.new_id(), 403, len(message), proxy.seconds(), "")
+        if close:
+            self._close()
+            return
+        self.wait(Waiting.NEXT, proxy.limits.idle_timeout)
+        if body_follows:
+            self._skip = LengthDecoder(head.length)
+            self.wait(Waiting.BODY, proxy.limits.body_timeout)
+            self._skip_body(self.take_held())
+
+    def _skip_body(self, data: bytes) -> None:
+        skip = self._skip
+        if skip is None:
+            return
+        _, surplus = skip.decode(data)
+        if skip.finished:
+            self._skip = None
+            self._buffer += surplus
+            self.wait(Waiting.NEXT, self._proxy.limits.idle_timeout)
+
+    def _refuse_unread(self, status: int, message: str, head: RequestHead | None) -> None:
+        """Answer a request that cannot be read, and close: what follows it cannot be told apart from it."""
+        self._stream.write(
+            error_response(
+                status,
+                message,
+                engine_headers=self._proxy.pool.facts.headers,
+                head_only=head is not None and head.method == "HEAD",
+                close=True,
+            )
+        )
+        self._proxy.request_refused(self, head, status, message)
+        self._close()
+
+    # -- what an exchange says of itself
+
+    def hold(self, data: bytes) -> None:
+        """Bytes behind the exchange's body."""
+        self._buffer += data
+
+    def take_held(self) -> bytes:
+        """The bytes that came early; they are the caller's now."""
+        held = bytes(self._buffer)
+        self._buffer.clear()
+        return held
+
+    def wait(self, what: Waiting, seconds: float) -> None:
+        """The deadline from now on; 0 means none."""
+        self._waiting = what
+        self._deadline = self._proxy.seconds() + seconds if seconds else None
+
+    def ends_after(self, head: RequestHead) -> bool:
+        """True if this connection closes after the current answer; an HTTP/1.0 client gets only one."""
+        return self._last_exchange or self._client_ended or not head.keep_alive or head.version < (1, 1)
+
+    def exchange_done(self, *, close: bool) -> None:
+        """The answer was given whole."""
+        self._exchange = None
+        if close:
+            # Input that still comes is drained for a bounded time: a reset could destroy the answer under
+            # way.
+            self._close()
+            return
+        self.wait(Waiting.NEXT, self._proxy.limits.idle_timeout)
+        self._stream.resume_reading()
+        if self._buffer:
+            self._parse()
+
+    def exchange_broken(self) -> None:
+        """The answer stopped half-way: the client must see that."""
+        self._exchange = None
+        self._closing = True
+        self._stream.abort(reset=True)
+
+    def tunnel_started(self, tunnel: Tunnel) -> None:
+        """The exchange became a stream; the tunnel is the receiver from here on."""
+        self._deadline = None
+        self.tunnel = tunnel
+        if self._client_ended:
+            tunnel.client_has_ended()
+
+    def tunnel_ended(self) -> None:
+        """Both streams of the tunnel are closed."""
+        self._exchange = None
+        self._closing = True
+        self._forget()
+
+    # -- ends
+
+    def _abandon(self, reason: str) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.abandon(reason)
+
+    def _close(self) -> None:
+        self._closing = True
+        self._deadline = None
+        self._buffer.clear()
+        self._stream.close()
+
+    def _forget(self) -> None:
+        closed, self._closed = self._closed, _nothing
+        closed(self)
+
+    def _timed_out(self) -> None:
+        waiting = self._waiting
+        if self._exchange is not None:
+            self._exchange.timed_out(waiting)
+        elif waiting is Waiting.HEAD and self._buffer:
+            self._refuse_unread(408, f"timed out waiting for {waiting.value}", None)
+        else:
+            # Nothing was asked, so nothing is answered: a stray 408 could be taken for the next request's
+            # answer.
+            self._close()
+
+
+def _nothing(_frontend: Frontend) -> None:
+    """Takes the place of a callback that has been called."""

@@ -1,0 +1,284 @@
+"""The proxy as a whole: who may do what, what is under way, and what is noted of it.
+
+`Proxy` knows every client connection. It judges each request against the policy in force at that moment, and
+when a policy or a lock comes into force it judges again what is still open. Time is looked at once a second
+for all connections together; no request pays for a timer of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from defender.bundles.activation import PolicyActivation
+from defender.contract.actions import Operation
+from defender.contract.audit import (
+    Description,
+    Recorder,
+    actor_of,
+    decision_of,
+    describe,
+    describe_unreadable,
+    refused,
+    request_event,
+    stream_end_event,
+)
+from defender.contract.facts import Subject
+from defender.contract.locks import LockSet
+from defender.contract.policy import Decision
+from defender.http1.head import RequestHead
+from defender.proxy.backend import BackendPool
+from defender.proxy.forwarding import Forwarding
+from defender.proxy.frontend import Frontend
+from defender.proxy.inspection import Inquiry
+from defender.proxy.tunnel import Tunnel
+from defender.settings import EngineSettings, LimitSettings
+from defender.streams.interface import Stream
+
+_SWEEP = 1.0
+
+
+@dataclass(slots=True)
+class Counters:
+    """What has happened since the start."""
+
+    requests: int = 0
+    denied: int = 0
+    unreadable: int = 0
+    engine_errors: int = 0
+    tunnels: int = 0
+
+
+class Proxy(Service):
+    """Serves clients' connections. Give it a stream and its subject with `accept`.
+
+    `new_id` makes the ids that join the events of one request; `seconds` is monotonic, `wall` is unix time.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        pool: BackendPool,
+        activation: PolicyActivation,
+        recorder: Recorder,
+        engine: EngineSettings,
+        limits: LimitSettings,
+        prefix: str,
+        new_id: Callable[[], str],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.setName("proxy")
+        self.pool = pool
+        self.activation = activation
+        self.locks = LockSet()
+        self.engine = engine
+        self.limits = limits
+        self.prefix = prefix
+        self.new_id = new_id
+        self.counters = Counters()
+        self.seconds: Callable[[], float] = reactor.seconds
+        self._reactor = reactor
+        self._wall = wall
+        self._recorder = recorder
+        self._frontends: dict[Frontend, dict[str, object]] = {}
+        self._sweeper = LoopingCall(self._sweep)
+        self._sweeper.clock = reactor
+
+    # -- service
+
+    def startService(self) -> None:
+        super().startService()
+        self._sweeper.start(_SWEEP, now=False).addErrback(lambda f: self.log.failure("the sweep stopped", f))
+
+    def stopService(self) -> None:
+        super().stopService()
+        if self._sweeper.running:
+            self._sweeper.stop()
+        for frontend in list(self._frontends):
+            frontend.abort("the defender stops")
+        self.pool.close()
+
+    # -- connections
+
+    def accept(self, stream: Stream, subject: Subject, closed: Callable[[Frontend], None]) -> Frontend:
+        """Serve `stream`, whose peer is `subject`; `closed` is called once when all of it is over."""
+
+        def forget(frontend: Frontend) -> None:
+            self._frontends.pop(frontend, None)
+            closed(frontend)
+
+        frontend = Frontend(self, stream, subject, forget)
+        self._frontends[frontend] = actor_of(subject)
+        return frontend
+
+    @property
+    def connections(self) -> int:
+        """Client connections open, tunnels included."""
+        return len(self._frontends)
+
+    @property
+    def streams(self) -> int:
+        """Tunnels open."""
+        return sum(1 for frontend in self._frontends if frontend.tunnel is not None)
+
+    def _sweep(self) -> None:
+        now = self.seconds()
+        for frontend in list(self._frontends):
+            try:
+                if frontend.under_way is not None and self._expired(frontend.subject):
+                    frontend.abort("the certificate expired")
+                else:
+                    frontend.sweep(now)
+            except Exception:  # noqa: BLE001 - one connection's fault must not end the sweep for all
+                self.log.failure("sweeping a connection failed; it is cut")
+                frontend.abort("internal error")
+
+    # -- judging
+
+    def judge(self, subject: Subject, inquiry: Inquiry) -> Decision:
+        """The decision for one request, now."""
+        return self._decide(subject, inquiry.operation)
+
+    def _decide(self, subject: Subject, operation: Operation) -> Decision:
+        if self._expired(subject):
+            return _own_decision(
+                "certificate", "the certificate has expired", "Your certificate has expired; get a new one."
+            )
+        if self.locks:
+            reason = self.locks.reason(subject)
+            if reason is not None:
+                return _own_decision("lock", reason, "You are locked out; ask your administrator.")
+        return self.activation.table.decide(subject, operation)
+
+    def _expired(self, subject: Subject) -> bool:
+        return subject.not_after is not None and self._wall() >= subject.not_after
+
+    def judge_again(self) -> int:
+        """After a policy or a lock came into force: cut the open streams it denies; how many that were."""
+        cut = 0
+        for frontend in list(self._frontends):
+            exchange = frontend.under_way
+            if exchange is None:
+                continue
+            operation = exchange.inquiry.operation
+            if not (operation.streaming or operation.hijack):
+                continue
+            decision = self._decide(frontend.subject, operation)
+            if decision.effect != "allow":
+                frontend.abort(f"no longer allowed: denied by rule '{decision.rule}'")
+                cut += 1
+        return cut
+
+    def answer_timeout(self, operation: Operation) -> float:
+        """Seconds to wait for the head of an answer, 0 for no limit.
+
+        What waits for something by its nature (wait, events, an attach) has none; a read has the short one, a
+        change the long one.
+        """
+        if operation.streaming or operation.hijack:
+            return 0.0
+        if operation.method in ("GET", "HEAD"):
+            return self.engine.response_timeout
+        return self.engine.action_timeout
+
+    # -- noting
+
+    def request_ended(
+        self,
+        frontend: Frontend,
+        inquiry: Inquiry,
+        decision: Decision,
+        corr: str,
+        status: int,
+        sent: int,
+        began: float,
+        error: str,
+    ) -> None:
+        """One request has its answer, or never will: note it, as the deciding rule's `audit` says."""
+        self.counters.requests += 1
+        if decision.effect != "allow":
+            self.counters.denied += 1
+        elif decision.audit == "denied" and not error:
+            return
+        if status in (502, 503, 504) and error:
+            self.counters.engine_errors += 1
+        self._recorder.record(
+            request_event(
+                self._frontends.get(frontend) or actor_of(frontend.subject),
+                _described(inquiry),
+                self._noted(decision),
+                corr=corr,
+                status=status,
+                sent=sent,
+                ms=(self.seconds() - began) * 1000.0,
+                error=error,
+            )
+        )
+
+    def request_refused(
+        self, frontend: Frontend, head: RequestHead | None, status: int, message: str
+    ) -> None:
+        """A request that could not be read was answered with `status`."""
+        self.counters.requests += 1
+        self.counters.unreadable += 1
+        described = (
+            describe_unreadable(head.method, head.target) if head is not None else describe_unreadable()
+        )
+        self._recorder.record(
+            request_event(
+                self._frontends.get(frontend) or actor_of(frontend.subject),
+                described,
+                refused(message),
+                corr=self.new_id(),
+                status=status,
+                error=message,
+            )
+        )
+
+    def stream_ended(self, frontend: Frontend, exchange: Forwarding, tunnel: Tunnel, began: float) -> None:
+        """A tunnel is over."""
+        self.counters.tunnels += 1
+        if exchange.decision.audit == "denied" and not tunnel.reason:
+            return
+        self._recorder.record(
+            stream_end_event(
+                self._frontends.get(frontend) or actor_of(frontend.subject),
+                _described(exchange.inquiry),
+                self._noted(exchange.decision),
+                corr=exchange.corr,
+                received=tunnel.sent,
+                sent=tunnel.received,
+                ms=(self.seconds() - began) * 1000.0,
+                error=tunnel.reason,
+            )
+        )
+
+    def _noted(self, decision: Decision) -> dict[str, object]:
+        policy = self.activation.policy
+        return decision_of(decision, self.activation.version, policy.digest if policy is not None else "")
+
+
+def _described(inquiry: Inquiry) -> Description:
+    target = inquiry.target
+    return describe(
+        inquiry.operation.action,
+        inquiry.head.method,
+        target.path,
+        target.query,
+        inquiry.names,
+        target.version,
+    )
+
+
+def _own_decision(rule: str, reason: str, message: str) -> Decision:
+    """A denial that no rule of the policy made."""
+    return Decision(effect="deny", rule=rule, reason=reason, message=message, audit="all", durability=None)
