@@ -176,7 +176,7 @@ class ChunkedDecoder:
     def _read_size(self, line: re.Match[bytes]) -> int:
         size = int(line[1], 16)
         if size > MAX_LENGTH:
-            raise HTTPError(self._status, f"the chunk size {excerpt(line[1])} is larger than 2^63-1")
+            raise HTTPError(self._status, "a chunk size is larger than 2^63-1")
         excess = self._excess + line.end() - line.start() - 16 - 2 * size
         if excess > MAX_CHUNK_EXCESS:
             raise HTTPError(self._status, "the chunked body holds much more framing than data")
@@ -187,7 +187,7 @@ class ChunkedDecoder:
         """Refuse what cannot become a chunk-size line any more: a complete line, or one that is too long."""
         limit = position + MAX_CHUNK_LINE
         if data.find(b"\n", position, limit) >= 0 or len(data) >= limit:
-            raise HTTPError(self._status, f"the chunk size line {excerpt(data[position:limit])} is malformed")
+            raise HTTPError(self._status, "a chunk size line is malformed")
 
     def _read_trailers(self, data: bytes, position: int) -> bytes:
         """Take the trailer section when it is complete; give back what follows it."""

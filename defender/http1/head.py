@@ -39,12 +39,11 @@ _RESPONSE = re.compile(
 )
 _FIELDS = re.compile(_FIELD_LINES)
 _REQUEST_LINE = re.compile(rb"([" + _TOKEN + rb"]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
-_METHOD = re.compile(rb"[" + _TOKEN + rb"]+")
 _NAME = re.compile(rb"[" + _TOKEN + rb"]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # Go's httpguts.ValidHostHeader table, so that no Host passes here that the Engine would refuse.
-_HOST = re.compile(rb"[0-9A-Za-z!$%&'()*+,\-.:;=\[\]_~]*")
+_HOST_BYTES = b"!$%&'()*+,-.:;=[]_~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _TOKEN_BYTES = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 _ONCE = (b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect", b"upgrade")
@@ -138,7 +137,9 @@ def find_head_end(buffer: bytes | bytearray, start: int) -> int:
     return -1 if bare is None else bare.end()
 
 
-def parse_request_head(data: bytes, *, max_headers: int = MAX_HEADERS) -> RequestHead:
+def parse_request_head(
+    data: bytes, *, max_headers: int = MAX_HEADERS, max_head: int = MAX_HEAD
+) -> RequestHead:
     """Read one request head: ``data`` from the first byte of the request line to the empty line, and
     nothing more.
 
@@ -146,8 +147,8 @@ def parse_request_head(data: bytes, *, max_headers: int = MAX_HEADERS) -> Reques
     headers), 501 (a transfer coding other than chunked), 505 (a version other than HTTP/1.0 and 1.1).
     """
     match = _REQUEST.fullmatch(data)
-    if match is None or len(data) > MAX_HEAD:
-        raise _request_fault(data)
+    if match is None or len(data) > max_head:
+        raise _request_fault(data, max_head)
     method, target, minor, block = match.groups()
     headers = _split_fields(block)
     if len(headers) > max_headers:
@@ -160,7 +161,7 @@ def parse_request_head(data: bytes, *, max_headers: int = MAX_HEADERS) -> Reques
     if host is None:
         if new:
             raise HTTPError(400, "the Host header is missing; HTTP/1.1 requires exactly one")
-    elif _HOST.fullmatch(host) is None:
+    elif host.translate(None, _HOST_BYTES):
         raise HTTPError(400, f"the Host header {excerpt(host)} is malformed")
     framing = Framing.NONE
     length = 0
@@ -187,7 +188,7 @@ def parse_request_head(data: bytes, *, max_headers: int = MAX_HEADERS) -> Reques
         headers,
         framing,
         length,
-        _keeps_alive(headers, new) if b"connection" in fields else new,
+        _keeps_alive(headers, fields, new),
         expect is not None and new and (length > 0 or coding is not None),
         fields.get(b"upgrade"),
         fields.get(b"content-type"),
@@ -237,7 +238,7 @@ def parse_response_head(data: bytes, *, request_method: str) -> ResponseHead:
         framing = Framing.LENGTH
     else:
         framing = Framing.UNTIL_CLOSE
-    keep_alive = _keeps_alive(headers, new) if b"connection" in fields else new
+    keep_alive = _keeps_alive(headers, fields, new)
     if framing is Framing.UNTIL_CLOSE or status == 101:
         keep_alive = False
     return ResponseHead(
@@ -304,7 +305,13 @@ def _read_length(value: bytes, status: int) -> int:
     return length
 
 
-def _keeps_alive(headers: Headers, new: bool) -> bool:
+def _keeps_alive(headers: Headers, fields: dict[bytes, bytes], new: bool) -> bool:
+    """Whether the connection outlives this message (RFC 9112 section 9.3)."""
+    value = fields.get(b"connection")
+    if value is None:
+        return new
+    if len(fields) == len(headers) and value == b"keep-alive":  # the common one, without its cost
+        return True
     options: set[bytes] = set()
     for name, value in headers:
         if name == b"connection":
@@ -312,10 +319,10 @@ def _keeps_alive(headers: Headers, new: bool) -> bool:
     return b"close" not in options and (new or b"keep-alive" in options)
 
 
-def _request_fault(data: bytes) -> HTTPError:
+def _request_fault(data: bytes, max_head: int) -> HTTPError:
     """Find out, slowly, why ``data`` is no request head."""
-    if len(data) > MAX_HEAD:
-        return HTTPError(431, f"the request head is longer than {MAX_HEAD} bytes")
+    if len(data) > max_head:
+        return HTTPError(431, f"the request head is longer than {max_head} bytes")
     line, *rest = data.split(b"\r\n")
     parts = _REQUEST_LINE.fullmatch(line)
     if parts is not None and parts[3] == b"2":
@@ -323,12 +330,13 @@ def _request_fault(data: bytes) -> HTTPError:
     if parts is not None and (parts[3] != b"1" or parts[4] not in b"01"):
         version = f"{parts[3].decode()}.{parts[4].decode()}"
         return HTTPError(505, f"HTTP/{version} is not served here; use HTTP/1.1")
+    if data[:1] in (b"\r", b"\n"):
+        return HTTPError(400, "the request starts with an empty line")
     if not data.endswith(b"\r\n\r\n"):
         return HTTPError(400, "the request head is not made of lines ended by CRLF")
-    if not line:
-        return HTTPError(400, "the request starts with an empty line")
     if parts is None:
-        return HTTPError(400, f"the request line {excerpt(line)} is malformed")
+        # Not the query: it may hold build arguments.
+        return HTTPError(400, f"the request line {excerpt(line.split(b'?')[0])} is malformed")
     if len(parts[1]) > 16:
         return HTTPError(400, f"the method {excerpt(parts[1])} is longer than 16 characters")
     return _field_fault(rest[:-2], 400)
@@ -347,15 +355,17 @@ def _response_fault(data: bytes) -> HTTPError:
 
 
 def _field_fault(lines: list[bytes], status: int) -> HTTPError:
-    for line in lines:
+    """Name the first bad header line by its number: its text may be a secret, or a body read as trailers."""
+    for number, line in enumerate(lines, 1):
         name, colon, value = line.partition(b":")
         if line[:1] in (b" ", b"\t"):
-            return HTTPError(status, "a header continues on a second line; folded headers are not accepted")
+            return HTTPError(
+                status, f"header line {number} is folded; a header must not continue on a second line"
+            )
         if not colon:
-            return HTTPError(status, f"the header line {excerpt(line)} has no colon")
+            return HTTPError(status, f"header line {number} has no colon")
         if _NAME.fullmatch(name) is None:
-            return HTTPError(status, f"the header name {excerpt(name)} is malformed")
+            return HTTPError(status, f"the name in header line {number} is malformed")
         if _VALUE.fullmatch(value) is None:
-            # The value itself may be a secret and is not repeated.
-            return HTTPError(status, f"the value of the header {excerpt(name)} holds a control character")
+            return HTTPError(status, f"the value in header line {number} holds a control character")
     return HTTPError(status, "the header lines are malformed")

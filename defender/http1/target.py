@@ -57,9 +57,8 @@ def read_target(raw: str) -> Target:
     N from that of OLDEST_API to that of NEWEST_API; a query split at ``&`` only.
     """
     if _PRINTABLE.fullmatch(raw) is None:
-        raise HTTPError(
-            400, f"the request target {_quoted(raw)} holds a space, a control or a non-ASCII character"
-        )
+        shown = _quoted(raw.partition("?")[0])  # not the query: it may hold build arguments
+        raise HTTPError(400, f"the request target {shown} holds a space, a control or a non-ASCII character")
     encoded, _, query = raw.partition("?")
     path = encoded
     if "%" in encoded:
