@@ -109,12 +109,12 @@ class Proxy(Service):
 
     # -- connections
 
-    def accept(self, stream: Stream, subject: Subject, closed: Callable[[Frontend], None]) -> Frontend:
+    def accept(self, stream: Stream, subject: Subject, closed: Callable[[], None]) -> Frontend:
         """Serve `stream`, whose peer is `subject`; `closed` is called once when all of it is over."""
 
         def forget(frontend: Frontend) -> None:
             self._frontends.pop(frontend, None)
-            closed(frontend)
+            closed()
 
         frontend = Frontend(self, stream, subject, forget)
         self._frontends[frontend] = actor_of(subject)

@@ -13,7 +13,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from defender.bundles.activation import Activated, PolicyActivation
 from defender.contract.facts import Subject
 from defender.proxy.backend import BackendPool
-from defender.proxy.frontend import Frontend
 from defender.proxy.service import Proxy
 from defender.settings import Settings, read_settings
 from defender.streams.interface import Stream
@@ -84,7 +83,7 @@ class House:
         self.engines: list[MemoryStream] = []
         self.events = Events()
         self.refuse: BaseException | None = None
-        self.closed: list[Frontend] = []
+        self.closed: list[bool] = []
         configured = settings_in(directory, settings)
         self.pool = BackendPool(
             self._connect,
@@ -129,7 +128,7 @@ class House:
     def client(self, subject: Subject = BRUCE) -> MemoryStream:
         """A connected client."""
         stream = MemoryStream(("10.1.2.3", 51234))
-        self.proxy.accept(stream, subject, self.closed.append)
+        self.proxy.accept(stream, subject, lambda: self.closed.append(True))
         return stream
 
     def advance(self, seconds: float) -> None:
