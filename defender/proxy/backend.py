@@ -247,11 +247,11 @@ class Backend:
 
     def _open_tunnel(self, head: ResponseHead, early: bytes) -> None:
         receiver, self._receiver = self._receiver, None
-        self._state = _State.GONE
-        self._pool.forget(self)
         if receiver is None:  # pragma: no cover - cancel() discards the connection
-            self.stream.abort()
+            self._discard()
             return
+        self._state = _State.GONE
+        self._pool.handed_over(self)
         receiver.tunnel_opened(head, self.stream, early)
 
     def _ended(self, what: str) -> None:
@@ -320,8 +320,7 @@ class BackendPool:
     """The connections to one Engine.
 
     `connect` opens a stream to it; its failure is an OSError or TimeoutError. `limit` bounds the connections
-    in use and idle together, tunnels excepted once they are handed over; `idle_limit` bounds the idle ones
-    kept.
+    in use, tunnels and idle ones together; `idle_limit` bounds the idle ones kept.
     """
 
     log = Logger()
@@ -336,14 +335,15 @@ class BackendPool:
         self._idle: list[Backend] = []
         self._all: set[Backend] = set()
         self._opening = 0
+        self._tunnels = 0
         self._learning: list[Deferred[EngineFacts]] = []
         self._last_version: bytes | None = None
         self.facts = EngineFacts()
 
     @property
     def connections(self) -> int:
-        """Connections open or being opened."""
-        return len(self._all) + self._opening
+        """Connections open or being opened, tunnels included."""
+        return len(self._all) + self._opening + self._tunnels
 
     @property
     def idle(self) -> int:
@@ -391,10 +391,19 @@ class BackendPool:
             backend.cancel()
 
     def forget(self, backend: Backend) -> None:
-        """`backend` is closed, or is a tunnel now."""
+        """`backend` is closed, or is not the pool's any more."""
         self._all.discard(backend)
         if backend in self._idle:
             self._idle.remove(backend)
+
+    def handed_over(self, backend: Backend) -> None:
+        """`backend` is a tunnel now; it counts until `tunnel_ended`."""
+        self.forget(backend)
+        self._tunnels += 1
+
+    def tunnel_ended(self) -> None:
+        """A tunnel's Engine connection is closed."""
+        self._tunnels -= 1
 
     def heard(self, head: ResponseHead) -> None:
         """Learn from an answer's headers; cheap when nothing changed."""

@@ -311,9 +311,6 @@ class Forwarding:
 
     def tunnel_opened(self, head: ResponseHead, stream: Stream, early: bytes) -> None:
         self._backend = None
-        if self._ended:
-            stream.abort()
-            return
         self._answered = True
         self._status = head.status
         self._stream.write(answer_head(self.inquiry, head, Passage.TUNNEL, close=False))
@@ -327,6 +324,7 @@ class Forwarding:
         tunnel.start(self._client.take_held(), early)
 
     def _tunnel_done(self, tunnel: Tunnel) -> None:
+        self._proxy.pool.tunnel_ended()
         self._proxy.stream_ended(self._client, self, tunnel, self._began)
         self._ended = True
         self._client.tunnel_ended()

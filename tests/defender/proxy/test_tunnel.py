@@ -154,3 +154,14 @@ class ExpiryTests(HouseCase):
         self.assertFalse(client.aborted)
         self.house.advance(3)
         self.assertTrue(client.aborted)
+
+
+class CountTests(HouseCase):
+    def test_open_streams_count_against_the_engines_connections(self) -> None:
+        client = self.house.client()
+        client.deliver(EXEC)
+        self.house.engine.deliver(SWITCH)
+        self.assertEqual((self.house.pool.connections, self.house.pool.idle), (1, 0))
+        client.lose(clean=False)
+        self.house.engine.lose()
+        self.assertEqual(self.house.pool.connections, 0)
