@@ -2,8 +2,8 @@
 
 `FakeEngine` listens on a unix socket and behaves like Engine 20.10.24 (API 1.41) in what clients and the
 request vectors observe: routing, version check, framing, hijacks, streams. Every request is recorded as it
-arrived, and any answer can be replaced by a script (`engine_faults`), byte by byte. One thread a connection, so
-it serves both tests on a reactor (the ``next_*`` Deferreds) and tests that block in a child process (``await_``).
+arrived, and any answer can be replaced by a script (`engine_faults`), byte by byte. One thread a connection:
+it serves tests on a reactor (the ``next_*`` Deferreds) and tests that block in a child process (``await_``).
 """
 
 from __future__ import annotations
@@ -180,12 +180,16 @@ class FakeEngine:
                 queue.append(item)
                 gate.release()
 
-    def follow_events(self, exchange: Exchange) -> None:
-        """Copy what `emit` gives to an open stream until `end_streams` (for stock operations)."""
+    def follow_events(self, exchange: Exchange, begin: Callable[[], None]) -> None:
+        """Call `begin`, then copy what `emit` gives until `end_streams` (for stock operations).
+
+        What is emitted once the client can have seen the head is never missed.
+        """
         follower: tuple[deque[bytes | None], Gate] = (deque(), Gate())
         with self._lock:
             self._followers.append(follower)
         try:
+            begin()
             while True:
                 exchange.wait(follower[1])
                 if (item := follower[0].popleft()) is None:

@@ -248,19 +248,25 @@ def _logs(call: Call) -> None:
 
 def _events(call: Call) -> None:
     call.parse_query()
-    call.exchange.start_chunked(content_type=JSON)
-    if not (call.query.get("until")):
-        call.engine.follow_events(call.exchange)
+    if call.query.get("until"):
+        call.exchange.start_chunked(content_type=JSON)
+    else:
+        call.engine.follow_events(call.exchange, lambda: call.exchange.start_chunked(content_type=JSON))
     call.exchange.end_chunks()
 
 
 def _stats(call: Call) -> None:
     call.parse_query()
     call.container()
-    call.exchange.start_chunked(content_type=JSON)
-    call.exchange.chunk(b'{"read":"2026-11-22T00:00:00Z","pids_stats":{"current":1}}\n')
+
+    def begin() -> None:
+        call.exchange.start_chunked(content_type=JSON)
+        call.exchange.chunk(b'{"read":"2026-11-22T00:00:00Z","pids_stats":{"current":1}}\n')
+
     if "stream" not in call.query or call.truth("stream"):
-        call.engine.follow_events(call.exchange)
+        call.engine.follow_events(call.exchange, begin)
+    else:
+        begin()
     call.exchange.end_chunks()
 
 
