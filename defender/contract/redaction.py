@@ -34,11 +34,11 @@ PLAIN: Final = _words("""
     condition container copyUIDGID cpuperiod cpuquota cpusetcpus cpusetmems cpushares detachKeys details
     dir dockerfile extrahosts filter filters follow force forcerm format fromImage h id identity
     insertDefaults isolation keep-storage labels limit link logs manifests max-used-space memory memswap
-    message min-free-space name names networkmode noOverwriteDirNonDir nocache noprune one-shot path pause
-    platform platforms pull q quiet registryAuthFrom repo reserved-space rm rollback rotateManagerToken
-    rotateManagerUnlockKey rotateWorkerToken scope securityopt shared-size shmsize signal since size
-    squash status stderr stdin stdout stream t tag tail target term timeout timestamps type ulimits until
-    v verbose version w
+    message min-free-space name names networkmode noOverwriteDirNonDir nocache noprune one-shot path
+    pause platform platforms ps_args pull q quiet registryAuthFrom repo reserved-space rm rollback
+    rotateManagerToken rotateManagerUnlockKey rotateWorkerToken scope securityopt shared-size shmsize
+    signal since size squash status stderr stdin stdout stream t tag tail target term timeout timestamps
+    type ulimits until v verbose version w
 """)
 
 #: Parameters whose value is, or may be, the URL of something that the Engine fetches.
@@ -66,7 +66,9 @@ def hide_url_secrets(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "", url
-    end = min((found for mark in "/?#\\" if (found := rest.find(mark)) >= 0), default=len(rest))
+    if "\\" in url or not url.isprintable():
+        return f"{scheme}{separator}{HIDDEN}"  # readers of URLs differ in what these mean
+    end = min((found for mark in "/?#" if (found := rest.find(mark)) >= 0), default=len(rest))
     authority, tail = rest[:end], rest[end:]
     user, at, host = authority.rpartition("@")
     if at:
