@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from defender.contract.errors import one_line
+
 MAX_WIDTH = 100
 """The widest table, in columns."""
 
@@ -35,10 +37,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def printable(text: object) -> str:
     """Other people's text for a terminal: control characters are shown as escapes."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in str(text)
-    )
+    return one_line(str(text))
 
 
 def print_table(

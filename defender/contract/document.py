@@ -107,9 +107,7 @@ class _Reader:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    self.report(
-                        event.start_mark, "a second document starts here", "one file holds one document"
-                    )
+                    self.report(event.start_mark, "", "a second document starts here", "one file holds one")
                     break
             elif isinstance(event, yaml.NodeEvent):
                 root = self.node(event, 1, "")

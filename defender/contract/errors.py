@@ -33,7 +33,18 @@ class Problem:
         place = f"{source}:{self.line}:{self.column}" if self.line else source
         key = f"{self.key}: " if self.key else ""
         suggestion = f" ({self.suggestion})" if self.suggestion else ""
-        return f"{place}: {key}{self.message}{suggestion}"
+        return one_line(f"{place}: {key}{self.message}{suggestion}")
+
+
+def one_line(text: str) -> str:
+    """Text that may hold what others wrote, for a log or a terminal: what does not print is shown as an
+    escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 class PolicyError(ContractError):

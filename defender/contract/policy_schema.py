@@ -333,7 +333,8 @@ def load_policy_bytes(data: bytes, source: str) -> Policy:
         if len(data) > MAX_BYTES and error.start >= MAX_BYTES - 3:
             # A character that the cut above split; the file is too large anyway.
             return load_policy("#" * (MAX_BYTES + 1), source)
-        line, column = place_of(data[: error.start].decode(), error.start)
+        before = data[: error.start].decode()
+        line, column = place_of(before, len(before))
         problem = Problem(
             line, column, "", f"byte 0x{data[error.start]:02x} is not UTF-8", "save the file as UTF-8"
         )
