@@ -41,7 +41,7 @@ class FakeEngine:
     Knobs: `missing` container names; `execs` by id; `program` run behind attach and exec (`cat` by default,
     writing `late_output` after the client's half-close); `exit_gate` (None: containers have ended) and
     `exit_code` for wait and ``logs?follow=1``; `log_lines`; `listing` (of ``/containers/json``); `archive`;
-    `save_bytes`; `builder_version`; `attach_tty`; `silent` (accept and never read).
+    `save_bytes`; `builder_version`; `attach_tty` (set by each create); `silent` (accept and never read).
     """
 
     def __init__(self, path: str, reactor: IReactorFromThreads | None = None) -> None:
@@ -61,7 +61,7 @@ class FakeEngine:
         self.archive = b"\0" * 1024
         self.save_bytes = 1 << 20
         self.builder_version = "1"
-        self.attach_tty = True
+        self.attach_tty = False
         self.silent = False
         self._reactor = reactor
         self._lock = threading.Condition()

@@ -211,7 +211,7 @@ def _inspect(call: Call) -> None:
 
 def _create(call: Call) -> None:
     call.parse_query()
-    call.json_body()
+    call.engine.attach_tty = bool(call.json_body().get("Tty"))
     call.send_json({"Id": CONTAINER_ID, "Warnings": []}, 201)
 
 
