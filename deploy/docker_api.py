@@ -84,10 +84,23 @@ def call(
     return text
 
 
-def answers(address: str, certificates: Path | None = None, timeout: float = 5) -> bool:
-    """Tell whether somebody answers GET /_ping."""
+def ping(address: str, certificates: Path | None = None, timeout: float = 5) -> int:
+    """Return the status of GET /_ping: 200, or 403 from a defender that denies it.
+
+    Raises:
+        OSError, http.client.HTTPException: when nobody answers.
+    """
+    link = connection(address, certificates, timeout)
     try:
-        call(connection(address, certificates, timeout), "GET", "/_ping")
-    except (ApiError, OSError):
+        link.request("GET", "/_ping")
+        return link.getresponse().status
+    finally:
+        link.close()
+
+
+def answers(address: str, certificates: Path | None = None, timeout: float = 5) -> bool:
+    """Tell whether somebody answers GET /_ping, be it with a denial."""
+    try:
+        return ping(address, certificates, timeout) < 500
+    except (OSError, http.client.HTTPException, ApiError):
         return False
-    return True

@@ -91,6 +91,13 @@ class OwnEngine:
         return self.root / "dockerd.log"
 
     @property
+    def exec_root(self) -> Path:
+        """Directory of run-time files; a deep root has it elsewhere, for a socket's path has 107 bytes."""
+        below = self.root / "exec"
+        deepest = below / "containerd" / "containerd-debug.sock"
+        return below if len(os.fsencode(deepest)) <= 107 else Path("/run") / self.label
+
+    @property
     def label(self) -> str:
         """A name for this Engine alone, short enough for a network interface (15 bytes)."""
         return "dfleet" + hashlib.sha256(os.fsencode(self.root.absolute())).hexdigest()[:8]
@@ -129,7 +136,7 @@ class OwnEngine:
             raise EngineError(
                 f"{', '.join(missing)} not found; on Debian or Ubuntu: apt-get install {packages}"
             )
-        if len(os.fsencode(self.socket)) > 100:
+        if len(os.fsencode(self.socket)) > 107:
             raise EngineError(f"{self.socket}: too long for a socket's path; choose a shorter directory")
 
     def _launch(self) -> None:
@@ -142,7 +149,7 @@ class OwnEngine:
             f"--host={self.address}",
             f"--config-file={configuration}",
             f"--data-root={self.root / 'data'}",
-            f"--exec-root={self.root / 'exec'}",
+            f"--exec-root={self.exec_root}",
             f"--pidfile={self.pidfile}",
             f"--containerd-namespace={self.label}",
             f"--containerd-plugins-namespace={self.label}p",
@@ -179,12 +186,12 @@ class OwnEngine:
 
     def clear(self) -> None:
         """Remove what an Engine of this directory left: containers, shims, mounts, run-time files, bridge."""
-        for process in [*self._containers(), *processes_naming(self.root / "exec")]:
+        for process in [*self._containers(), *processes_naming(self.exec_root)]:
             process.end(2)
-        for point in sorted(mounts_below(self.root), key=len, reverse=True):
+        for point in sorted({*mounts_below(self.root), *mounts_below(self.exec_root)}, key=len, reverse=True):
             subprocess.run(["umount", "-l", point], capture_output=True, check=False)
         # containerd would wait for the shims that are named here.
-        shutil.rmtree(self.root / "exec", ignore_errors=True)
+        shutil.rmtree(self.exec_root, ignore_errors=True)
         remove(self.pidfile)
         remove(self.socket)
         if not self.isolated and Path(f"/sys/class/net/{self.label}").exists():
@@ -193,7 +200,7 @@ class OwnEngine:
 
     def _containers(self) -> Iterator[Process]:
         """Yield the first process of each container that a killed Engine left running."""
-        for file in (self.root / "exec").glob("containerd/daemon/io.containerd.runtime.v2.task/*/*/init.pid"):
+        for file in self.exec_root.glob("containerd/daemon/io.containerd.runtime.v2.task/*/*/init.pid"):
             process = read_pidfile(file)
             if process is not None and file.parent.name in control_groups(process.pid):
                 yield process

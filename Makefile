@@ -1,0 +1,49 @@
+# make up    a defender in front of this host's Docker Engine, ready to use
+# make down  stop what make up started
+# make test  everything: linters, and all tests on a real Engine (root; installs what it needs on Debian, Ubuntu)
+#
+# Variables of make up: FLEET_STATE ENGINE DEFENDER_PORT LISTEN POLICY DEFENDER_NAME MODE; see README.md.
+
+PYTHON ?= python3
+# For make test: arguments of pytest, such as PYTEST="tests/defender -k listener"
+PYTEST ?= tests
+
+# A defender that the caller's shell is set up for is none of the tests' business.
+UNSET = env -u FLEET_STATE -u DOCKER_HOST -u DOCKER_TLS_VERIFY -u DOCKER_CERT_PATH -u DOCKER_CONFIG \
+	-u DOCKER_CONTEXT -u DOCKER_API_VERSION -u DOCKER_BUILDKIT
+
+.PHONY: up down test lint bench docs python
+.NOTPARALLEL:
+
+up: python
+	@$(PYTHON) -m deploy.up
+
+down: python
+	@$(PYTHON) -m deploy.down
+
+test: python
+	@$(PYTHON) -m deploy.prepare --extra test test
+	@$(MAKE) --no-print-directory linted
+	@$(UNSET) .venv/bin/python -m pytest $(PYTEST)
+
+lint: python
+	@$(PYTHON) -m deploy.prepare --extra test lint
+	@$(MAKE) --no-print-directory linted
+
+.PHONY: linted
+linted:
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy --strict defender controller tests deploy
+
+bench: python
+	@$(PYTHON) -m deploy.prepare --extra test bench
+	@$(UNSET) .venv/bin/python -m tests.bench.run $(BENCH)
+
+docs: python
+	@test -f docs/generate.py || { echo "make docs: docs/generate.py is not there yet" >&2; exit 1; }
+	@$(PYTHON) -m deploy.prepare --extra test docs
+	@.venv/bin/python docs/generate.py
+
+python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make: Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=...")'

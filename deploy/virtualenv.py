@@ -1,0 +1,152 @@
+"""The virtual environment ``.venv`` of the checkout: made, filled with pinned versions, kept while they hold.
+
+Standard library only: it is what brings the libraries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deploy import packages
+from deploy.choices import ROOT, SetupError
+
+INPUTS = ("setup.cfg", "pyproject.toml", "constraints.txt", "defender/__init__.py")
+
+
+def clean_environment() -> dict[str, str]:
+    """Return our environment without what would lead a Python astray."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))
+    }
+    return {
+        **kept,
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_ROOT_USER_ACTION": "ignore",
+        "PIP_NO_INPUT": "1",
+    }
+
+
+class Virtualenv:
+    """One virtual environment with the project in it, editable.
+
+    Args:
+        root: the checkout.
+    """
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.root = root
+        self.directory = root / ".venv"
+        self.bin = self.directory / "bin"
+        self._stamp = self.directory / "made-by-make.json"
+
+    def ensure(self, extras: Sequence[str] = ()) -> None:
+        """Have the environment with the project and these extras, of exactly the pinned versions.
+
+        Raises:
+            SetupError: when Python cannot make one, or pip cannot fill it, with the end of its words.
+        """
+        fingerprint = self._fingerprint()
+        made = self._read_stamp()
+        if (
+            made.get("fingerprint") == fingerprint
+            and set(extras) <= set(made.get("extras", ()))
+            and self._works()
+        ):
+            return
+        if not self._works() or made.get("python") != self._python():
+            self._make()
+            made = {}
+        wanted = sorted({*extras, *made.get("extras", ())})
+        print(f"Installing the project's Python libraries into {self.directory}", flush=True)
+        project = str(self.root) + (f"[{','.join(wanted)}]" if wanted else "")
+        self._pip("install", "--constraint", str(self.root / "constraints.txt"), "--editable", project)
+        self._check_commands()
+        stamp = {"fingerprint": fingerprint, "extras": wanted, "python": self._python()}
+        self._stamp.write_text(json.dumps(stamp) + "\n", "utf-8")
+
+    def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one of its programs to the end, and return what it wrote, errors included, in `stdout`."""
+        return subprocess.run(
+            [self.bin / program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=clean_environment(),
+            check=False,
+        )
+
+    def _read_stamp(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._stamp.read_text("utf-8")))
+        except (OSError, ValueError):
+            return {}
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self.root}\0{self._python()}\0".encode())
+        for name in INPUTS:
+            digest.update((self.root / name).read_bytes())
+        return digest.hexdigest()
+
+    @staticmethod
+    def _python() -> str:
+        return f"{os.path.realpath(sys.executable)} {sys.version}"
+
+    def _works(self) -> bool:
+        python = self.bin / "python"
+        return python.exists() and not self.run("python", "-m", "pip", "--version").returncode
+
+    def _make(self) -> None:
+        try:
+            import ensurepip  # noqa: F401
+        except ImportError:
+            # Debian and Ubuntu keep it in a package of its own.
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            if not packages.may_install():
+                raise SetupError(
+                    f"this Python cannot make virtual environments; on Debian or Ubuntu: apt-get install "
+                    f"python{version}-venv"
+                ) from None
+            print(f"Virtual environments need ensurepip: installing python{version}-venv", flush=True)
+            packages.install([f"python{version}-venv"])
+        if self.directory.exists():
+            if not (self.directory / "pyvenv.cfg").exists():
+                raise SetupError(f"{self.directory} is there and is no virtual environment: move it away")
+            shutil.rmtree(self.directory)
+        print(f"Making a virtual environment in {self.directory}", flush=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "venv", str(self.directory)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=clean_environment(),
+            check=False,
+        )
+        if done.returncode:
+            raise SetupError(
+                f"no virtual environment could be made in {self.directory}:\n{done.stdout.strip()}"
+            )
+
+    def _pip(self, *arguments: str) -> None:
+        done = self.run("python", "-m", "pip", *arguments)
+        if done.returncode:
+            tail = "\n".join(done.stdout.strip().splitlines()[-12:])
+            raise SetupError(f"pip could not install the project's libraries; its last words:\n{tail}")
+
+    def _check_commands(self) -> None:
+        """See that twistd has both commands, which also writes its cache of plugins."""
+        listing = self.run("twistd", "--help").stdout
+        for command in ("defender", "controller"):
+            if f"    {command} " not in listing:
+                raise SetupError(
+                    f"twistd does not list {command!r}: remove {self.directory} and run make again"
+                )
