@@ -13,6 +13,7 @@ import re
 import select
 import socket
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,13 +87,13 @@ class FakeEngine:
         """Stop listening, drop every connection and wait for its thread."""
         self._stopping = True
         self.refuse()
-        self.drop_all()
-        for thread in self._threads:
-            thread.join(10)
-        alive = [thread.name for thread in self._threads if thread.is_alive()]
-        self._threads.clear()
-        if alive:
-            raise RuntimeError(f"threads of the fake Engine did not end: {alive}")
+        end = time.monotonic() + 10
+        while alive := self._alive():
+            if time.monotonic() > end:
+                names = [thread.name for thread in alive]
+                raise RuntimeError(f"threads of the fake Engine did not end: {names}")
+            self.drop_all()  # again: one may have been accepted meanwhile
+            alive[0].join(0.2)
         if os.path.exists(self.path):
             os.unlink(self.path)
 
@@ -261,6 +262,10 @@ class FakeEngine:
             self._threads = [known for known in self._threads if known.is_alive()]
             self._threads.append(thread)
         thread.start()
+
+    def _alive(self) -> list[threading.Thread]:
+        with self._lock:
+            return [thread for thread in self._threads if thread.is_alive()]
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
