@@ -44,9 +44,9 @@ KINDS: Final[Mapping[str, str]] = {
     "gap": "Events that could not be written, with their number.",
 }
 PHASES: Final[Mapping[str, str]] = {
-    "attempt": "Before the call is forwarded; only for calls that change something or copy data out.",
-    "result": "The one event of a call, or the second one after an attempt.",
-    "stream_end": "A stream has ended; its call has a result of its own.",
+    "attempt": "Before a call is forwarded. This version records none; readers accept it.",
+    "result": "A call has its answer, or never will.",
+    "stream_end": "A stream has ended; its call has a result of its own, when the stream began.",
 }
 
 
