@@ -27,6 +27,7 @@ ACCEPTS_PER_PASS: Final = 64
 """Other descriptors of the reactor get their turn after so many connections."""
 
 PAUSE: Final = 1.0
+KNOCK_TIMEOUT: Final = 5.0
 _FIRST_INHERITED: Final = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 _GONE: Final = frozenset(
     {
@@ -388,3 +389,83 @@ class Acceptor:
             self._delayed.cancel()
             self._delayed = None
         self._reactor.removeReader(self)
+
+
+def source_of(address: Any) -> Any:
+    """Return what tells a peer's address from all others: IP and port, or the name of a unix socket."""
+    return address[:2] if isinstance(address, tuple) else address
+
+
+class Knock:
+    """One connection to each of our own sockets; their acceptors tell that it came (`heard`).
+
+    A knock is recognized by its source: a port of ours, or the name that the kernel made up for a unix
+    socket. No other socket of the network namespace has that while the knock's is open.
+
+    Args:
+        sockets: where to knock.
+        waiting: every knock that waits, by source; kept by this class, read by the acceptors' callback.
+        done: called once, in a later turn or (for a failure) at once: with "" or what is wrong.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        sockets: list[ListeningSocket],
+        waiting: dict[Any, Knock],
+        done: Callable[[str], None],
+    ) -> None:
+        self._waiting = waiting
+        self._done = done
+        self._clients: dict[Any, socket.socket] = {}
+        self._timer: Any = None
+        try:
+            for listening in sockets:
+                self._connect(listening.sock)
+        except OSError as error:
+            self.end()
+            done(f"it does not answer: {reason_of(error)}")
+            return
+        self._timer = reactor.callLater(KNOCK_TIMEOUT, self._late)
+
+    def _connect(self, target: socket.socket) -> None:
+        client = socket.socket(target.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            name = target.getsockname()
+            if target.family == socket.AF_UNIX:
+                client.bind("")  # autobind, unix(7): a unique name in the abstract namespace
+            elif TCPAddress(name[0], name[1]).is_wildcard:
+                name = ("127.0.0.1" if target.family == socket.AF_INET else "::1", name[1])
+            code = client.connect_ex(name)
+            if code not in (0, errno.EINPROGRESS):
+                raise OSError(code, os.strerror(code))
+            source = source_of(client.getsockname())
+        except OSError:
+            client.close()
+            raise
+        self._clients[source] = client
+        self._waiting[source] = self
+
+    def heard(self, source: Any) -> None:
+        """A connection from `source` was accepted."""
+        self._forget(source)
+        if not self._clients:
+            self.end()
+            self._done("")
+
+    def _late(self) -> None:
+        self._timer = None
+        self.end()
+        self._done(f"it did not accept a connection within {KNOCK_TIMEOUT:g} s")
+
+    def _forget(self, source: Any) -> None:
+        self._clients.pop(source).close()
+        del self._waiting[source]
+
+    def end(self) -> None:
+        """Wait no longer; `done` is not called."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for source in list(self._clients):
+            self._forget(source)

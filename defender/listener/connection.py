@@ -1,4 +1,4 @@
-"""What a listener and the proxy know of each other: three protocols and a value, all pure.
+"""What a listener and the proxy know of each other: two protocols and a value, all pure.
 
 The listener authenticates a connection and hands it over (`Accept`); from then on it only needs to end it,
 politely or at once (`Connection`), and to hear when it has ended.
@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
-
-from cryptography import x509
 
 from defender.contract.facts import Subject
 from defender.streams.interface import Stream
@@ -40,14 +38,6 @@ class Accept(Protocol):
             subject: who was proven to be at the other end.
             closed: to be called once, when the stream's connection is lost; a second call does nothing.
         """
-
-
-class SecureStream(Stream, Protocol):
-    """A stream under TLS whose handshake may still have to run."""
-
-    @property
-    def certificate(self) -> x509.Certificate:
-        """The peer's verified certificate, after the handshake."""
 
 
 @dataclass(frozen=True, slots=True)
