@@ -26,7 +26,7 @@ from defender.contract.document import MAX_BYTES
 from defender.contract.errors import PolicyError
 from defender.contract.explain import Explanation, explain
 from defender.contract.facts import Subject
-from defender.contract.policy import Policy, load_policy_bytes
+from defender.contract.policy import UNKNOWN_ADDRESS, Policy, load_policy_bytes
 
 INVALID = 1
 """The exit code for a policy that cannot be used, and for what is denied."""
@@ -238,6 +238,8 @@ def _print_explanation(subject: Subject, host: str, action: str, explanation: Ex
     word, style = ("allowed", "green") if decision.allowed else ("denied", "red")
     outcome = f"{action} for user {subject.user!r} on {host} by rule {decision.rule!r} ({decision.reason})"
     print_line(f"{word}: {outcome}", style=style)
+    if decision.reason == UNKNOWN_ADDRESS:
+        print_line("hint: the rule asks where the client is; give --source IP")
     if decision.message is not None and not decision.allowed:
         print_line(f"message: {decision.message}")
 

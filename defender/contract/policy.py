@@ -20,6 +20,7 @@ from defender.contract.rule import (
 
 __all__ = [
     "DEFAULT_RULE",
+    "UNKNOWN_ADDRESS",
     "Decision",
     "Policy",
     "PolicyTable",
