@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 Figures = Mapping[str, float]
 
-COLUMNS = ("case", "target", "req/s", "p50 us", "p99 us", "CPU us/req", "x haproxy", "x web")
-WIDTHS = (22, 10, 9, 9, 9, 11, 10, 8)
+COLUMNS = ("case", "target", "req/s", "p50 us", "p99 us", "CPU us/req", "load %", "x haproxy", "x web")
+WIDTHS = (21, 10, 9, 9, 9, 12, 8, 11, 8)
 NAMES = {"keep": "keep-alive", "new": "new connections"}
 
 
@@ -33,7 +33,11 @@ def line(cells: tuple[str, ...]) -> str:
 
 
 def table(medians: Mapping[str, Mapping[str, Figures]]) -> str:
-    """Lay out {case: {target: {"rps", "p50_us", "p99_us", "cpu_us"}}}; ratios are of requests per second."""
+    """Lay out {case: {target: {"rps", "p50_us", "p99_us", "cpu_us", "load"}}}.
+
+    CPU is the proxy's; load is how much of its core client and Engine used together (near 100: the proxy was
+    not the limit, so compare CPU); ratios are of requests per second.
+    """
     lines = [line(COLUMNS), "-" * sum(WIDTHS)]
     for case, targets in medians.items():
         for index, (name, figures) in enumerate(sorted(targets.items(), key=lambda item: -item[1]["rps"])):
@@ -44,6 +48,7 @@ def table(medians: Mapping[str, Mapping[str, Figures]]) -> str:
                 f"{figures['p50_us']:.0f}",
                 f"{figures['p99_us']:.0f}",
                 f"{figures['cpu_us']:.0f}",
+                f"{figures['load']:.0f}",
                 ratio(figures, targets.get("haproxy")),
                 ratio(figures, targets.get("web")),
             )

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import socket
 import statistics
@@ -27,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench.report import table
-from tests.bench.targets import HERE, TARGETS, Running, Scene, TargetError, pinned, stop_process
+from tests.bench.targets import HERE, TARGETS, Running, Scene, TargetError, cpu_seconds, pinned, stop_process
 
 TARGET_PATH = "/v1.41/containers/json?all=1"
 CASES = (("keep", 1), ("keep", 8), ("keep", 64), ("new", 4))
@@ -86,7 +87,13 @@ def start_engine(program: Path, path: Path, core: int) -> subprocess.Popen[bytes
 
 
 def measure(
-    client: Path, scene: Scene, target: Running, case: tuple[str, int], seconds: float, core: int
+    client: Path,
+    engine: subprocess.Popen[bytes],
+    scene: Scene,
+    target: Running,
+    case: tuple[str, int],
+    seconds: float,
+    core: int,
 ) -> Any:
     """Run the load client once against a target; return its figures with the proxy's CPU per request."""
     mode, connections = case
@@ -102,9 +109,10 @@ def measure(
         str(seconds),
         TARGET_PATH,
     ]
-    before = target.cpu_seconds()
+    before, others, began = target.cpu_seconds(), _others_cpu(engine), time.monotonic()
     done = subprocess.run(pinned(core, command), capture_output=True, text=True, timeout=seconds + 60)
     spent = target.cpu_seconds() - before
+    load = (_others_cpu(engine) - others) / (time.monotonic() - began)
     try:
         figures = json.loads(done.stdout)
     except ValueError:
@@ -115,7 +123,14 @@ def measure(
         )
     # The warm-up's requests are not counted, its CPU time is: scale to the whole run.
     figures["cpu_us"] = spent * 1e6 / (figures["rps"] * seconds) if figures["rps"] else 0.0
+    figures["load"] = load * 100
     return figures
+
+
+def _others_cpu(engine: subprocess.Popen[bytes]) -> float:
+    """CPU seconds of the Engine and of every client that has ended."""
+    clients = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return cpu_seconds(engine.pid) + clients.ru_utime + clients.ru_stime
 
 
 def machine() -> dict[str, str]:
@@ -174,7 +189,7 @@ def run(names: list[str], seconds: float, repetitions: int, directory: Path) -> 
                 # Turn the order, so that nobody always follows the same neighbor.
                 turn = repetition % max(1, len(running))
                 for target in running[turn:] + running[:turn]:
-                    figures = measure(client, scene, target, case, seconds, other_core)
+                    figures = measure(client, engine, scene, target, case, seconds, other_core)
                     samples.setdefault(f"{case[0]} {case[1]}", {}).setdefault(target.name, []).append(figures)
                     print(".", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
@@ -186,7 +201,7 @@ def run(names: list[str], seconds: float, repetitions: int, directory: Path) -> 
         case: {
             name: {
                 key: statistics.median(item[key] for item in items)
-                for key in ("rps", "p50_us", "p99_us", "cpu_us")
+                for key in ("rps", "p50_us", "p99_us", "cpu_us", "load")
             }
             for name, items in by_name.items()
         }

@@ -116,13 +116,18 @@ class Running:
         self.process = process
 
     def cpu_seconds(self) -> float:
-        """User and system time of the process so far, in steps of a clock tick."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """User and system time of the process so far."""
+        return cpu_seconds(self.process.pid)
 
     def stop(self) -> None:
         """End the process by its id: politely, then not."""
         stop_process(self.process)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far, in steps of a clock tick."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def stop_process(process: subprocess.Popen[bytes]) -> None:

@@ -46,17 +46,17 @@ class Configuration(SynchronousTestCase):
 class Table(SynchronousTestCase):
     def test_rows_are_sorted_by_speed_and_carry_both_ratios(self) -> None:
         def figures(rps: float) -> dict[str, float]:
-            return {"rps": rps, "p50_us": 123456, "p99_us": 1234567, "cpu_us": 99}
+            return {"rps": rps, "p50_us": 123456, "p99_us": 1234567, "cpu_us": 99, "load": 50}
 
         text = table(
             {"keep 8": {"web": figures(2500), "defender": figures(12500), "haproxy": figures(25000)}}
         )
         rows = [row.split() for row in text.splitlines()[2:]]
-        self.assertEqual([row[-7] for row in rows], ["haproxy", "defender", "web"])
-        self.assertEqual(rows[1], ["defender", "12500", "123456", "1234567", "99", "0.50", "5.00"])
+        self.assertEqual([row[-8] for row in rows], ["haproxy", "defender", "web"])
+        self.assertEqual(rows[1], ["defender", "12500", "123456", "1234567", "99", "50", "0.50", "5.00"])
 
     def test_absent_target_leaves_a_dash(self) -> None:
-        text = table({"new 4": {"defender": {"rps": 10.0, "p50_us": 1, "p99_us": 2, "cpu_us": 3}}})
+        text = table({"new 4": {"defender": {"rps": 10.0, "p50_us": 1, "p99_us": 2, "cpu_us": 3, "load": 4}}})
         self.assertEqual(text.splitlines()[-1].split()[-2:], ["-", "-"])
 
     def test_fits_into_a_hundred_columns(self) -> None:

@@ -1,0 +1,77 @@
+"""The bench's programs run: the free Engine serves what proxies ask of it, a short bench gives figures."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+import threading
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.bench.run import CASES, compile_c, cores, run, start_engine
+from tests.bench.targets import stop_process
+
+
+class FreeEngine(SynchronousTestCase):
+    def setUp(self) -> None:
+        holder = tempfile.TemporaryDirectory(prefix="b", dir="/tmp")
+        self.addCleanup(holder.cleanup)
+        path = Path(holder.name) / "engine.sock"
+        process = start_engine(compile_c("free_engine.c", Path(holder.name)), path, cores()[1])
+        self.addCleanup(stop_process, process)
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.addCleanup(self.sock.close)
+        self.sock.settimeout(20)
+        self.sock.connect(str(path))
+
+    def until(self, mark: bytes) -> bytes:
+        data = b""
+        while not data.endswith(mark):
+            got = self.sock.recv(1 << 20)
+            self.assertTrue(got, data[-80:])
+            data += got
+        return data
+
+    def test_connection_is_kept_over_small_answers_uploads_and_a_download(self) -> None:
+        self.sock.sendall(b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n")
+        small = self.until(b"]\n")
+        head, _, body = small.partition(b"\r\n\r\n")
+        self.assertIn(b"Content-Length: %d" % len(body), head)
+        self.sock.sendall(b"POST /images/load HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n" + b"y" * 3_000_000)
+        self.assertEqual(self.until(b"]\n"), small)
+        chunks = b"".join(b"%x\r\n%b\r\n" % (size, b"z" * size) for size in (1, 70_000, 5))
+        head = b"POST /images/load HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        self.sock.sendall(head + chunks + b"0\r\nX-Trailer: 1\r\n\r\n")
+        self.assertEqual(self.until(b"]\n"), small)
+        self.sock.sendall(b"GET /v1.41/images/get?names=2 HTTP/1.1\r\nHost: x\r\n\r\n")
+        download = self.until(b"\r\n0\r\n\r\n").partition(b"\r\n\r\n")[2]
+        self.assertEqual(download.count(b"x"), 2 << 20)
+
+    def test_tunnel_echoes_until_the_half_close(self) -> None:
+        self.sock.sendall(b"POST /exec/1/start HTTP/1.1\r\nUpgrade: tcp\r\nContent-Length: 2\r\n\r\n{}")
+        self.assertTrue(self.until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 "))
+        data = bytes(range(256)) * 20_000
+
+        def talk() -> None:
+            self.sock.sendall(data)
+            self.sock.shutdown(socket.SHUT_WR)
+
+        talker = threading.Thread(target=talk)
+        talker.start()
+        parts = []
+        while got := self.sock.recv(1 << 20):
+            parts.append(got)
+        talker.join(20)
+        self.assertEqual(b"".join(parts), data)
+
+
+class ShortRun(SynchronousTestCase):
+    def test_every_case_has_figures_of_every_opponent(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as directory:
+            result = run(["web", "haproxy"], 0.3, 1, Path(directory))
+        self.assertEqual(result["absent"], {})
+        self.assertEqual(list(result["medians"]), [f"{mode} {count}" for mode, count in CASES])
+        for by_name in result["medians"].values():
+            self.assertEqual(set(by_name), {"web", "haproxy"})
+            self.assertTrue(all(figures["rps"] > 0 for figures in by_name.values()))
