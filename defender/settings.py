@@ -14,16 +14,13 @@ Units: times are seconds, sizes are bytes, `0` means "no limit" only where the m
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
 import socket
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from defender.contract.errors import ContractError, Problem
+from defender.contract.errors import Problem
 from defender.setting_kinds import (
     DOMAIN,
     ENGINE,
@@ -36,52 +33,35 @@ from defender.setting_kinds import (
     PATHS,
     PREFIX,
     TCP,
-    Kind,
     choice,
     count,
     parse_tcp,
-    path_value,
     seconds,
-    toml_type,
 )
-from defender.toml_marks import line_index
+from defender.settings_reading import Reading, SettingsError, about
 
-
-class SettingsError(ContractError):
-    """A settings file that cannot be used; `problems` holds every fault found, in the order of the file."""
-
-    def __init__(self, source: str, problems: tuple[Problem, ...]) -> None:
-        self.source = source
-        self.problems = tuple(sorted(problems))
-        super().__init__(source, self.problems)
-
-    def __str__(self) -> str:
-        return "\n".join(problem.describe(self.source) for problem in self.problems)
+__all__ = [
+    "AuditSettings",
+    "Changes",
+    "ControlSettings",
+    "DefenderSettings",
+    "EngineSettings",
+    "LimitSettings",
+    "ListenSettings",
+    "PolicySettings",
+    "Setting",
+    "Settings",
+    "SettingsError",
+    "TLSSettings",
+    "changed",
+    "describe",
+    "load_settings",
+    "read_settings",
+    "table_meaning",
+]
 
 
 _DAY: Final = 86400.0
-
-
-def _about(
-    kind: Kind,
-    meaning: str,
-    *,
-    default: Any = MISSING,
-    under_state: str = "",
-    host: bool = False,
-    fixed: bool = False,
-) -> dict[str, Any]:
-    """What is known of a field: `default` as TOML would give it, `under_state` a path in the state directory,
-    `host` that the host's name is the default, `fixed` that a change needs a restart.
-    """
-    return {
-        "kind": kind,
-        "meaning": meaning,
-        "default": default,
-        "under_state": under_state,
-        "host": host,
-        "fixed": fixed,
-    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,15 +69,13 @@ class DefenderSettings:
     """Who this defender is and where it keeps its files."""
 
     state: Path = field(
-        metadata=_about(PATH, "Directory of the defender's own files. It is required.", fixed=True)
+        metadata=about(PATH, "Directory of the defender's own files. It is required.", fixed=True)
     )
     name: str = field(
-        metadata=_about(
-            NAME, "Name of this host in policies (`hosts:`) and in events.", host=True, fixed=True
-        )
+        metadata=about(NAME, "Name of this host in policies (`hosts:`) and in events.", host=True, fixed=True)
     )
     trust_domain: str = field(
-        metadata=_about(
+        metadata=about(
             DOMAIN,
             "SPIFFE trust domain that user certificates must carry.",
             default="defender.fleet",
@@ -111,7 +89,7 @@ class EngineSettings:
     """The Docker Engine behind the defender."""
 
     address: str = field(
-        metadata=_about(
+        metadata=about(
             ENGINE,
             "Address of the Engine. Only unix sockets for now.",
             default="unix:///var/run/docker.sock",
@@ -119,14 +97,14 @@ class EngineSettings:
         )
     )
     connect_timeout: float = field(
-        metadata=_about(
+        metadata=about(
             seconds(0.1, 300),
             "Longest wait for a connection to the Engine; then the client gets 502.",
             default=5.0,
         )
     )
     response_timeout: float = field(
-        metadata=_about(
+        metadata=about(
             seconds(0, _DAY),
             "Longest wait for the first byte of the answer to a call that reads; then the client gets "
             "504. `0`: no limit.",
@@ -134,17 +112,17 @@ class EngineSettings:
         )
     )
     action_timeout: float = field(
-        metadata=_about(
+        metadata=about(
             seconds(0, 7 * _DAY), "The same for a call that changes something. `0`: no limit.", default=3600.0
         )
     )
     pool: int = field(
-        metadata=_about(
+        metadata=about(
             count(0, 4096), "Idle connections to the Engine that are kept for the next call.", default=32
         )
     )
     max_connections: int = field(
-        metadata=_about(
+        metadata=about(
             count(1, 65536), "Most connections to the Engine at one time, streams included.", default=512
         )
     )
@@ -159,21 +137,21 @@ class EngineSettings:
 class ListenSettings:
     """Where clients reach the defender."""
 
-    mode: str = field(metadata=_about(choice(*MODES), "Which listeners are open.", default="tcp"))
+    mode: str = field(metadata=about(choice(*MODES), "Which listeners are open.", default="tcp"))
     tcp: tuple[str, ...] = field(
-        metadata=_about(TCP, "Addresses of the TLS listener; IPv6 in brackets.", default=["0.0.0.0:9998"])
+        metadata=about(TCP, "Addresses of the TLS listener; IPv6 in brackets.", default=["0.0.0.0:9998"])
     )
     unix: tuple[Path, ...] = field(
-        metadata=_about(PATHS, "Paths of the unix listener.", under_state="docker.sock")
+        metadata=about(PATHS, "Paths of the unix listener.", under_state="docker.sock")
     )
-    unix_mode: int = field(metadata=_about(FILE_MODE, "File mode of the unix sockets.", default="0660"))
+    unix_mode: int = field(metadata=about(FILE_MODE, "File mode of the unix sockets.", default="0660"))
     unix_group: str = field(
-        metadata=_about(
+        metadata=about(
             GROUP, "Group that owns the unix sockets. Empty: the defender's own group.", default=""
         )
     )
     drain: float = field(
-        metadata=_about(
+        metadata=about(
             seconds(0, 7 * _DAY),
             "How long open requests and streams of a closed listener may go on. `0`: until they end.",
             default=0.0,
@@ -191,20 +169,20 @@ class TLSSettings:
     """Certificates of the TLS listener, PEM files."""
 
     certificate: Path = field(
-        metadata=_about(
+        metadata=about(
             PATH, "Server certificate, followed by its intermediates.", under_state="tls/server.pem"
         )
     )
-    key: Path = field(metadata=_about(PATH, "Private key of the certificate.", under_state="tls/server.key"))
+    key: Path = field(metadata=about(PATH, "Private key of the certificate.", under_state="tls/server.key"))
     client_ca: Path = field(
-        metadata=_about(
+        metadata=about(
             PATH,
             "The authority (intermediate) that signs user certificates; no other is accepted.",
             under_state="tls/client-ca.pem",
         )
     )
     minimum: str = field(
-        metadata=_about(choice("1.3", "1.2"), "Oldest TLS version that is spoken.", default="1.3")
+        metadata=about(choice("1.3", "1.2"), "Oldest TLS version that is spoken.", default="1.3")
     )
 
 
@@ -213,15 +191,15 @@ class PolicySettings:
     """What is allowed."""
 
     file: Path = field(
-        metadata=_about(
+        metadata=about(
             PATH, "The policy. It is read again when it changes.", under_state="policy.yaml", fixed=True
         )
     )
     prefix: str = field(
-        metadata=_about(PREFIX, "First words of every denial's message.", default="[Defender]")
+        metadata=about(PREFIX, "First words of every denial's message.", default="[Defender]")
     )
     locks: Path = field(
-        metadata=_about(
+        metadata=about(
             PATH,
             "Locked users, groups and certificates; may be missing. It is read again when it changes.",
             under_state="locks.json",
@@ -235,12 +213,12 @@ class AuditSettings:
     """Where events are written."""
 
     file: Path = field(
-        metadata=_about(
+        metadata=about(
             PATH, "The events, one JSON object a line.", under_state="audit/events.jsonl", fixed=True
         )
     )
     max_bytes: int = field(
-        metadata=_about(
+        metadata=about(
             count(4096, 2**40, "bytes"),
             "Size at which the file is rotated to `FILE.1`.",
             default=64 * 1024 * 1024,
@@ -248,7 +226,7 @@ class AuditSettings:
         )
     )
     keep: int = field(
-        metadata=_about(
+        metadata=about(
             count(1, 1000), "Rotated files that are kept; older ones are removed.", default=8, fixed=True
         )
     )
@@ -259,21 +237,21 @@ class LimitSettings:
     """Bounds on what one client, or all of them, may hold."""
 
     connections: int = field(
-        metadata=_about(count(1, 1_000_000), "Most client connections at one time.", default=4096)
+        metadata=about(count(1, 1_000_000), "Most client connections at one time.", default=4096)
     )
     head_bytes: int = field(
-        metadata=_about(
+        metadata=about(
             count(1024, 1024 * 1024, "bytes"),
             "Largest request head (request line and headers).",
             default=65536,
         )
     )
-    headers: int = field(metadata=_about(count(8, 10_000), "Most headers in a request.", default=100))
+    headers: int = field(metadata=about(count(8, 10_000), "Most headers in a request.", default=100))
     handshake_timeout: float = field(
-        metadata=_about(seconds(0.1, 600), "Longest TLS handshake.", default=10.0)
+        metadata=about(seconds(0.1, 600), "Longest TLS handshake.", default=10.0)
     )
     head_timeout: float = field(
-        metadata=_about(
+        metadata=about(
             seconds(0.1, 600),
             "Longest time from the first byte of a request head to its last; also from the connection "
             "to the first byte of its first request.",
@@ -281,28 +259,28 @@ class LimitSettings:
         )
     )
     idle_timeout: float = field(
-        metadata=_about(
+        metadata=about(
             seconds(0.1, 7 * _DAY),
             "Longest pause between two requests of a connection. Open streams are not cut by it.",
             default=300.0,
         )
     )
     body_timeout: float = field(
-        metadata=_about(
+        metadata=about(
             seconds(0.1, _DAY),
             "Longest pause of a client in the middle of a request body that the Engine waits for.",
             default=120.0,
         )
     )
     discard_bytes: int = field(
-        metadata=_about(
+        metadata=about(
             count(0, 1024 * 1024, "bytes"),
             "Largest body that is read and dropped where an operation has none.",
             default=65536,
         )
     )
     linger: float = field(
-        metadata=_about(
+        metadata=about(
             seconds(0, 600),
             "How long a closed connection still drops what its client sends, so that the answer is not lost.",
             default=5.0,
@@ -315,7 +293,7 @@ class ControlSettings:
     """The local control socket, for root and the defender's own user."""
 
     socket: Path = field(
-        metadata=_about(
+        metadata=about(
             PATH, "Path of the control socket (mode 0600).", under_state="control.sock", fixed=True
         )
     )
@@ -460,132 +438,32 @@ def read_settings(text: str, *, source: str, base: Path, host_name: str) -> Sett
     `base` is the directory that relative paths start from, `host_name` the default of `defender.name`. Raises
     SettingsError with every problem found.
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(source, (_syntax_problem(text, error),)) from None
-    reading = _Reading(document, line_index(text), base, host_name)
-    settings = reading.settings(source)
-    if settings is None:
-        raise SettingsError(source, tuple(reading.problems))
+    reading = Reading(text, source, base, host_name)
+    settings = Settings(**reading.tables(_TABLES), source=source)
+    _contradictions(settings, reading.problem)
+    reading.check()
     return settings
 
 
-def _syntax_problem(text: str, error: tomllib.TOMLDecodeError) -> Problem:
-    message = str(error)
-    place = re.search(r" \(at line (\d+), column (\d+)\)$", message)
-    if place is None:  # "(at end of document)"
-        return Problem(text.count("\n") + 1, 1, "", f"is not TOML: {message}")
-    return Problem(int(place[1]), int(place[2]), "", f"is not TOML: {message[: place.start()]}")
-
-
-class _Reading:
-    """One pass over a parsed document; collects problems instead of stopping at the first."""
-
-    def __init__(
-        self,
-        document: Mapping[str, Any],
-        lines: Mapping[tuple[str, ...], tuple[int, int]],
-        base: Path,
-        host_name: str,
-    ) -> None:
-        self.document = document
-        self.lines = lines
-        self.base = base
-        self.host_name = host_name
-        self.problems: list[Problem] = []
-
-    def problem(self, key: tuple[str, ...], message: str, suggestion: str = "") -> None:
-        place = key
-        while place and place not in self.lines:
-            place = place[:-1]
-        line, column = self.lines.get(place, (1, 1))
-        self.problems.append(Problem(line, column, ".".join(key), message, suggestion))
-
-    def settings(self, source: str) -> Settings | None:
-        for name in self.document:
-            if name not in _TABLES:
-                thing = "table" if isinstance(self.document[name], dict) else "setting outside of a table"
-                self.problem((name,), f"unknown {thing}", _nearest(name, list(_TABLES)))
-        state = self._state()
-        tables = {name: self._table(name, shape, state) for name, shape in _TABLES.items()}
-        if self.problems:
-            return None
-        settings = Settings(**tables, source=source)
-        self._contradictions(settings)
-        return None if self.problems else settings
-
-    def _state(self) -> Path:
-        table = self.document.get("defender")
-        try:
-            return path_value(table["state"] if isinstance(table, dict) else "", self.base)
-        except (KeyError, ValueError):
-            return self.base  # reported with the other settings; the rest is still checked
-
-    def _table(self, name: str, shape: type[Any], state: Path) -> Any:
-        given = self.document.get(name, {})
-        if not isinstance(given, dict):
-            self.problem((name,), f"must be a table, [{name}], not {toml_type(given)}")
-            given = {}
-        entries = dataclasses.fields(shape)
-        known = [entry.name for entry in entries]
-        for key in given:
-            if key not in known:
-                self.problem((name, key), "unknown setting", _nearest(key, known) or self._elsewhere(key))
-        values: dict[str, Any] = {}
-        for entry in entries:
-            try:
-                values[entry.name] = self._value(entry, given, state)
-            except ValueError as error:
-                self.problem((name, entry.name), str(error))
-        return None if self.problems else shape(**values)
-
-    def _value(self, entry: dataclasses.Field[Any], given: Mapping[str, Any], state: Path) -> Any:
-        kind: Kind = entry.metadata["kind"]
-        if entry.name in given:
-            return kind.read(given[entry.name], self.base)
-        if entry.metadata["under_state"]:
-            path = state / entry.metadata["under_state"]
-            return (path,) if kind is PATHS else path
-        if entry.metadata["host"]:
-            try:
-                return kind.read(self.host_name, self.base)
-            except ValueError:
-                raise ValueError(
-                    f"is not set, and the host's own name {self.host_name!r} cannot be used"
-                ) from None
-        if entry.metadata["default"] is MISSING:
-            raise ValueError("is required")
-        return kind.read(entry.metadata["default"], self.base)
-
-    def _elsewhere(self, key: str) -> str:
-        tables = [table for table, entry in _entries() if entry.name == key]
-        return f"it belongs in [{tables[0]}]" if len(tables) == 1 else ""
-
-    def _contradictions(self, settings: Settings) -> None:
-        listen = settings.listen
-        for transport in ("tcp", "unix"):
-            if transport in listen.mode.split("+") and not getattr(listen, transport):
-                self.problem(("listen", transport), f"must not be empty in mode {listen.mode!r}")
-        sockets = [(("listen", "unix"), path) for path in listen.unix]
-        for key, path in [*sockets, (("control", "socket"), settings.control.socket)]:
-            if str(path) == settings.engine.socket:
-                self.problem(key, f"{str(path)!r} is the Engine's own socket (engine.address)")
-            used = key[0] == "control" or "unix" in listen.mode
-            if used and len(str(path).encode()) > MAX_SOCKET_PATH:
-                self.problem(
-                    key, f"{str(path)!r} is longer than {MAX_SOCKET_PATH} bytes, the most for a socket's path"
-                )
-        if settings.control.socket in listen.unix:
-            self.problem(("control", "socket"), "is also in listen.unix; they must differ")
-        if settings.engine.pool > settings.engine.max_connections:
-            self.problem(
-                ("engine", "pool"),
-                f"{settings.engine.pool} is more than engine.max_connections "
-                f"({settings.engine.max_connections})",
+def _contradictions(settings: Settings, problem: Callable[[tuple[str, ...], str], None]) -> None:
+    """Report settings that are right by themselves and wrong together."""
+    listen = settings.listen
+    for transport in ("tcp", "unix"):
+        if transport in listen.mode.split("+") and not getattr(listen, transport):
+            problem(("listen", transport), f"must not be empty in mode {listen.mode!r}")
+    sockets = [(("listen", "unix"), path) for path in listen.unix]
+    for key, path in [*sockets, (("control", "socket"), settings.control.socket)]:
+        if str(path) == settings.engine.socket:
+            problem(key, f"{str(path)!r} is the Engine's own socket (engine.address)")
+        used = key[0] == "control" or "unix" in listen.mode
+        if used and len(str(path).encode("utf-8", "surrogateescape")) > MAX_SOCKET_PATH:
+            problem(
+                key, f"{str(path)!r} is longer than {MAX_SOCKET_PATH} bytes, the most for a socket's path"
             )
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else ""
+    if settings.control.socket in listen.unix:
+        problem(("control", "socket"), "is also in listen.unix; they must differ")
+    if settings.engine.pool > settings.engine.max_connections:
+        problem(
+            ("engine", "pool"),
+            f"{settings.engine.pool} is more than engine.max_connections ({settings.engine.max_connections})",
+        )

@@ -147,6 +147,12 @@ class Problems(SynchronousTestCase):
                 self.assertTrue(problem.startswith(f"defender.toml:5:1: {table}.{key}: "), problem)
                 self.assertIn(words, problem)
 
+    def test_a_name_cannot_steer_the_terminal(self) -> None:
+        self.assertEqual(
+            self.refused(STATE + '"\\u001b[2J" = 1\n'),
+            ["defender.toml:1:1: defender.\\x1b[2J: unknown setting"],
+        )
+
     def test_a_table_that_is_a_value(self) -> None:
         self.assertEqual(
             self.refused('listen = "tcp"\n' + STATE),

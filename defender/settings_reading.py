@@ -1,0 +1,159 @@
+"""From the text of a TOML file to tables of checked values, with the place of everything that is wrong.
+
+A table is a dataclass; the metadata of its fields is made by `about`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+from defender.contract.errors import ContractError, Problem
+from defender.setting_kinds import PATHS, Kind, path_value, toml_type
+from defender.toml_marks import line_index
+
+
+class SettingsError(ContractError):
+    """A settings file that cannot be used; `problems` holds every fault found, in the order of the file."""
+
+    def __init__(self, source: str, problems: tuple[Problem, ...]) -> None:
+        self.source = source
+        self.problems = tuple(sorted(problems))
+        super().__init__(source, self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(problem.describe(self.source) for problem in self.problems)
+
+
+def about(
+    kind: Kind,
+    meaning: str,
+    *,
+    default: Any = MISSING,
+    under_state: str = "",
+    host: bool = False,
+    fixed: bool = False,
+) -> dict[str, Any]:
+    """What is known of a field: `default` as TOML would give it, `under_state` a path in the state directory,
+    `host` that the host's name is the default, `fixed` that a change needs a restart.
+    """
+    return {
+        "kind": kind,
+        "meaning": meaning,
+        "default": default,
+        "under_state": under_state,
+        "host": host,
+        "fixed": fixed,
+    }
+
+
+class Reading:
+    """One pass over a parsed document; collects problems instead of stopping at the first."""
+
+    def __init__(self, text: str, source: str, base: Path, host_name: str) -> None:
+        self.source = source
+        self.base = base
+        self.host_name = host_name
+        self.problems: list[Problem] = []
+        self._shapes: Mapping[str, type[Any]] = {}
+        try:
+            self.document = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise SettingsError(source, (_syntax_problem(text, error),)) from None
+        self._lines = line_index(text)
+
+    def problem(self, key: tuple[str, ...], message: str, suggestion: str = "") -> None:
+        """Note what is wrong with a setting; the place is the nearest one that is in the file."""
+        place = key
+        while place and place not in self._lines:
+            place = place[:-1]
+        line, column = self._lines.get(place, (1, 1))
+        name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in ".".join(key))
+        self.problems.append(Problem(line, column, name, message, suggestion))
+
+    def check(self) -> None:
+        """Raise SettingsError if there is a problem."""
+        if self.problems:
+            raise SettingsError(self.source, tuple(self.problems))
+
+    def tables(self, shapes: Mapping[str, type[Any]]) -> dict[str, Any]:
+        """Every table as its dataclass; raises SettingsError with all problems of all of them."""
+        self._shapes = shapes
+        for name in self.document:
+            if name not in shapes:
+                thing = "table" if isinstance(self.document[name], dict) else "setting outside of a table"
+                self.problem((name,), f"unknown {thing}", _nearest(name, list(shapes)))
+        state = self._state()
+        tables = {name: self._table(name, shape, state) for name, shape in shapes.items()}
+        self.check()
+        return tables
+
+    def _state(self) -> Path:
+        table = self.document.get("defender")
+        try:
+            return path_value(table["state"] if isinstance(table, dict) else "", self.base)
+        except (KeyError, ValueError):
+            return self.base  # reported with the other settings; the rest is still checked
+
+    def _table(self, name: str, shape: type[Any], state: Path) -> Any:
+        given = self.document.get(name, {})
+        if not isinstance(given, dict):
+            self.problem((name,), f"must be a table, [{name}], not {toml_type(given)}")
+            given = {}
+        entries = dataclasses.fields(shape)
+        known = [entry.name for entry in entries]
+        for key in given:
+            if key not in known:
+                self.problem((name, key), "unknown setting", _nearest(key, known) or self._elsewhere(key))
+        values: dict[str, Any] = {}
+        for entry in entries:
+            try:
+                values[entry.name] = self._value(entry, given, state)
+            except ValueError as error:
+                self.problem((name, entry.name), str(error))
+        return None if self.problems else shape(**values)
+
+    def _value(self, entry: dataclasses.Field[Any], given: Mapping[str, Any], state: Path) -> Any:
+        kind: Kind = entry.metadata["kind"]
+        if entry.name in given:
+            return kind.read(given[entry.name], self.base)
+        if entry.metadata["under_state"]:
+            path = state / entry.metadata["under_state"]
+            return (path,) if kind is PATHS else path
+        if entry.metadata["host"]:
+            try:
+                return kind.read(self.host_name, self.base)
+            except ValueError:
+                raise ValueError(
+                    f"is not set, and the host's own name {self.host_name!r} cannot be used"
+                ) from None
+        if entry.metadata["default"] is MISSING:
+            raise ValueError("is required")
+        return kind.read(entry.metadata["default"], self.base)
+
+    def _elsewhere(self, key: str) -> str:
+        tables = [
+            table
+            for table, shape in self._shapes.items()
+            if any(entry.name == key for entry in dataclasses.fields(shape))
+        ]
+        return f"it belongs in [{tables[0]}]" if len(tables) == 1 else ""
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def _syntax_problem(text: str, error: tomllib.TOMLDecodeError) -> Problem:
+    message = str(error)
+    place = re.search(r" \(at line (\d+), column (\d+)\)$", message)
+    if place is None:  # "(at end of document)"
+        return Problem(text.count("\n") + 1, 1, "", f"is not TOML: {message}")
+    return Problem(int(place[1]), int(place[2]), "", f"is not TOML: {message[: place.start()]}")
