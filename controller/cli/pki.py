@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -15,6 +14,7 @@ from typing import ParamSpec, TypeVar
 import click
 from cryptography import x509
 
+from controller.cli.output import complain, json_option, print_json, printable, state_option
 from controller.pki.authority import (
     SERVER_LIFE,
     USER_LIFE,
@@ -45,7 +45,6 @@ from defender.contract.identity import (
     TRUST_DOMAIN_DEFAULT,
     check_trust_domain,
     check_user_name,
-    printable,
 )
 
 _P = ParamSpec("_P")
@@ -74,17 +73,6 @@ class TTL(click.ParamType[timedelta]):
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _state_option(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    return click.option(
-        "--state",
-        type=click.Path(file_okay=False, path_type=Path),
-        envvar="FLEET_STATE",
-        default=Path(".state"),
-        show_default=True,
-        help="The state directory. Also: FLEET_STATE in the environment.",
-    )(command)
 
 
 def _plain_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -121,8 +109,8 @@ def pki() -> None:
     """
 
 
-@pki.command(epilog="\b\nExample:\n  defenderctl pki init --state /var/lib/defender")
-@_state_option
+@pki.command(epilog="\b\nExamples:\n  defenderctl pki init --state /var/lib/defender")
+@state_option
 @click.option(
     "--trust-domain",
     metavar="TD",
@@ -170,7 +158,7 @@ def init(state: Path, trust_domain: str | None, replace: bool) -> None:
     "  defenderctl pki issue --user alice@example.com --group 'Dev team' --group ops --install\n"
     "  defenderctl pki issue --user ci-42 --ttl 30m --out ./ci-certificates",
 )
-@_state_option
+@state_option
 @click.option("--user", required=True, metavar="NAME", help="The user's name, as rules see it.")
 @click.option("--group", "groups", multiple=True, metavar="NAME", help="A group of the user; repeat it.")
 @click.option(
@@ -236,7 +224,7 @@ def issue(
     "  defenderctl pki server\n"
     "  defenderctl pki server --name web1.example.com --name 10.0.0.7 --defender web1",
 )
-@_state_option
+@state_option
 @click.option(
     "--name",
     "names",
@@ -275,14 +263,14 @@ def server(state: Path, names: tuple[str, ...], defender: str | None, ttl: timed
     click.echo(f"  files   {directory}/server.pem server.key client-ca.pem")
 
 
-@pki.command(epilog="\b\nExample:\n  defenderctl pki show ~/.docker/cert.pem")
-@_state_option
+@pki.command(epilog="\b\nExamples:\n  defenderctl pki show ~/.docker/cert.pem")
+@state_option
 @click.option(
     "--trust-domain",
     metavar="TD",
     help="The trust domain to check against. [default: that of the state, else the certificate's own]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 @click.argument("certificate", type=click.Path(dir_okay=False, exists=True, path_type=Path), metavar="CERT")
 @_plain_errors
 def show(state: Path, trust_domain: str | None, as_json: bool, certificate: Path) -> None:
@@ -295,7 +283,7 @@ def show(state: Path, trust_domain: str | None, as_json: bool, certificate: Path
         _check_option(check_trust_domain, trust_domain, "--trust-domain")
     view = view_certificate(read_certificate(certificate), state, trust_domain, _now())
     if as_json:
-        click.echo(json.dumps(view.to_json(), ensure_ascii=False, indent=2))
+        print_json(view.to_json())
     else:
         _show_for_people(view)
     if view.failed:
@@ -367,7 +355,7 @@ def _defender_host(state: Path) -> str:
 
 
 def _warn(text: str) -> None:
-    click.echo(f"Warning: {text}", err=True)
+    complain(f"Warning: {text}")
 
 
 def _styled(text: str, color: str) -> str:

@@ -57,7 +57,10 @@ BACKDATING = timedelta(minutes=5)
 """Leaves begin this long ago, for verifiers whose clock is late."""
 
 MAX_COMMON_NAME = 64
-"""RFC 5280 appendix A, ub-common-name. Longer ones are read, but not written."""
+"""RFC 5280 appendix A, ub-common-name, counted in bytes of UTF-8 to be safe with every reader.
+
+Longer ones, from authorities that are not ours, are read.
+"""
 
 
 class AuthorityError(Exception):
@@ -231,9 +234,10 @@ class Authority:
         common_name: str,
         alternatives: list[x509.GeneralName],
     ) -> x509.CertificateBuilder:
-        if len(common_name) > MAX_COMMON_NAME:
+        size = len(common_name.encode("utf-8"))
+        if size > MAX_COMMON_NAME:
             raise AuthorityError(
-                f"the name {common_name[:20] + '...'!r} has {len(common_name)} characters; "
+                f"the name {common_name[:20] + '...'!r} takes {size} bytes of UTF-8; "
                 f"a certificate's common name holds at most {MAX_COMMON_NAME}"
             )
         return (

@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from defender.contract.errors import IdentityError
+from defender.contract.errors import IdentityError, one_line
 
 GROUPS_OID = "1.3.6.1.4.1.32473.9998.1"
 """The group extension. 32473 is the example enterprise number of RFC 5612, until one is assigned to us."""
@@ -53,14 +53,6 @@ class GroupClaims:
     sid: str = ""
     mfa: bool = False
     orig_exp: int | None = None
-
-
-def printable(text: str) -> str:
-    """Return the text with every character escaped that could break or forge a log line."""
-    return "".join(
-        character.encode("unicode_escape").decode("ascii") if _is_unfit(character) else character
-        for character in text
-    )
 
 
 def encode_groups(
@@ -190,4 +182,4 @@ def groups_refused(reason: str) -> IdentityError:
 
 def refused(check: str, subject: str, reason: str) -> IdentityError:
     """Return the error for a failed check; the subject is made fit for a log line."""
-    return IdentityError(check, reason, subject=printable(subject))
+    return IdentityError(check, reason, subject=one_line(subject))

@@ -27,7 +27,7 @@ from typing import TypeVar
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from defender.contract.errors import IdentityError
+from defender.contract.errors import IdentityError, one_line
 from defender.contract.facts import ANONYMOUS
 from defender.contract.groups import (
     GROUPS_OID,
@@ -37,7 +37,6 @@ from defender.contract.groups import (
     decode_groups,
     encode_groups,
     groups_refused,
-    printable,
     refused,
 )
 
@@ -77,6 +76,9 @@ _SPIFFE_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,255}")
 _SPIFFE_URI = re.compile(r"spiffe://([^/?#]*)/([^/?#]+)/([^/?#]+)")
 # Names of subjects that come from a unix peer; a certificate must not be able to claim one.
 _RESERVED_USER = re.compile(re.escape(ANONYMOUS) + "|uid:.*", re.DOTALL)
+printable = one_line
+"""Names from certificates as log lines show them."""
+
 _OID_GROUPS = x509.ObjectIdentifier(GROUPS_OID)
 _T = TypeVar("_T")
 
@@ -164,7 +166,7 @@ def load_certificate(der: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)
     except Exception as error:
-        raise refused("certificate", "", f"it cannot be read: {printable(str(error))}") from error
+        raise refused("certificate", "", f"it cannot be read: {one_line(str(error))}") from error
 
 
 def subject_of_certificate(cert: x509.Certificate, trust_domain: str) -> CertificateSubject:
@@ -211,12 +213,12 @@ def examine_certificate(cert: x509.Certificate, trust_domain: str) -> Examinatio
         except IdentityError as error:
             problems.append(IdentityError(error.check, error.detail, subject=name))
         except Exception as error:  # noqa: BLE001 - cryptography raises ValueError, TypeError and types of its own
-            problems.append(refused(check, name, f"it cannot be read: {printable(str(error))}"))
+            problems.append(refused(check, name, f"it cannot be read: {one_line(str(error))}"))
         return None
 
     extensions = attempt("extensions", lambda: _extensions(cert))
     serial = attempt("serial", lambda: _serial(cert))
-    issuer = attempt("certificate", lambda: printable(cert.issuer.rfc4514_string()))
+    issuer = attempt("certificate", lambda: one_line(cert.issuer.rfc4514_string()))
     times = attempt("validity", lambda: _validity(cert))
     user = attempt("cn", lambda: _common_name(cert))
     identity: str | None = None
@@ -352,6 +354,6 @@ def _best_name(cert: x509.Certificate) -> str:
     try:
         names = cert.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         name = str(names[0].value) if len(names) == 1 else cert.subject.rfc4514_string()
-        return printable(name[:MAX_NAME]) or f"serial {cert.serial_number:x}"
+        return one_line(name[:MAX_NAME]) or f"serial {cert.serial_number:x}"
     except Exception:  # noqa: BLE001 - as above: a name for a message must not fail
         return "a certificate with an unreadable name"
