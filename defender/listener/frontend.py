@@ -251,6 +251,9 @@ class Reception:
         if guest.over or not failure.check(HandshakeError):
             return
         error: Any = failure.value
+        if error.check == "cancelled":
+            # We did that: a switch or a stop.
+            return
         address, port = error.peer or (None, 0)
         self._refuse(Refusal("tls", error.check, error.detail, error.subject, address, port))
 

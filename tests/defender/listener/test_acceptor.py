@@ -9,7 +9,7 @@ import stat
 from typing import Any
 
 from twisted.internet.testing import MemoryReactorClock
-from twisted.logger import Logger
+from twisted.logger import LogEvent, Logger
 from twisted.trial.unittest import SynchronousTestCase
 
 from defender.listener import acceptor
@@ -325,8 +325,9 @@ class Accepting(SynchronousTestCase):
     def test_without_descriptors_it_pauses_for_a_second_and_logs_once(self) -> None:
         exhausted = [OSError(code, os.strerror(code)) for code in (errno.EMFILE, errno.ENFILE, errno.EMFILE)]
         alive = Connected()
-        lines: list[object] = []
-        self.patch(Acceptor, "log", Logger(observer=lines.append))
+        lines: list[LogEvent] = []
+        observer: Any = lines.append
+        self.patch(Acceptor, "log", Logger(observer=observer))
         taker = self.make(*exhausted, alive)
         for _ in exhausted:
             self.assertEqual(self.reactor.getReaders(), [taker])
