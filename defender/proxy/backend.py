@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -319,14 +319,14 @@ class _Ping:
 class BackendPool:
     """The connections to one Engine.
 
-    `connect` opens a stream to it; its failure is an OSError or TimeoutError. `limit` bounds the connections
+    `connect` opens a `Stream` to it; its failure is an OSError or TimeoutError. `limit` bounds the connections
     in use, tunnels and idle ones together; `idle_limit` bounds the idle ones kept.
     """
 
     log = Logger()
 
     def __init__(
-        self, connect: Callable[[], Deferred[Stream]], *, address: str, limit: int, idle_limit: int
+        self, connect: Callable[[], Deferred[Any]], *, address: str, limit: int, idle_limit: int
     ) -> None:
         self._connect = connect
         self._address = address
@@ -395,6 +395,13 @@ class BackendPool:
         self._all.discard(backend)
         if backend in self._idle:
             self._idle.remove(backend)
+
+    def resize(self, *, limit: int, idle_limit: int) -> None:
+        """Other bounds from now on; connections in use stay, idle ones beyond the bound are closed."""
+        self._limit = limit
+        self._idle_limit = idle_limit
+        while len(self._idle) > idle_limit:
+            self._idle[0].cancel()
 
     def handed_over(self, backend: Backend) -> None:
         """`backend` is a tunnel now; it counts until `tunnel_ended`."""

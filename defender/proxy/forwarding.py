@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from twisted.python.failure import Failure
 
-from defender.contract.policy import Decision
 from defender.http1.body import ChunkedDecoder, LengthDecoder, encode_chunk, last_chunk
 from defender.http1.errors import HTTPError
 from defender.http1.head import Framing, Headers, ResponseHead
@@ -25,7 +24,7 @@ from defender.streams.interface import HIGH_WATER
 
 if TYPE_CHECKING:
     from defender.proxy.frontend import Frontend
-    from defender.proxy.service import Proxy
+    from defender.proxy.service import Noted, Proxy
     from defender.streams.interface import Stream
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -57,18 +56,18 @@ class Forwarding:
         "_status",
         "_stream",
         "corr",
-        "decision",
         "inquiry",
+        "noted",
     )
 
     def __init__(
-        self, proxy: Proxy, client: Frontend, stream: Stream, inquiry: Inquiry, decision: Decision, corr: str
+        self, proxy: Proxy, client: Frontend, stream: Stream, inquiry: Inquiry, noted: Noted, corr: str
     ) -> None:
         self._proxy = proxy
         self._client = client
         self._stream = stream
         self.inquiry = inquiry
-        self.decision = decision
+        self.noted = noted
         self.corr = corr
         self._began = proxy.seconds()
         self._backend: Backend | None = None
@@ -347,7 +346,7 @@ class Forwarding:
             self._proxy.request_ended(
                 self._client,
                 self.inquiry,
-                self.decision,
+                self.noted,
                 self.corr,
                 self._status,
                 self._sent,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from defender.contract.policy import Decision
 from defender.http1.body import LengthDecoder
 from defender.http1.errors import HTTPError
 from defender.http1.head import Framing, RequestHead, find_head_end, parse_request_head
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from defender.contract.facts import Subject
-    from defender.proxy.service import Proxy
+    from defender.proxy.service import Noted, Proxy
     from defender.proxy.tunnel import Tunnel
     from defender.streams.interface import Lost, Stream
 
@@ -183,20 +182,20 @@ class Frontend:
         except HTTPError as error:
             self._refuse_unread(error.status, error.message, head)
             return False
-        decision = self._proxy.judge(self.subject, inquiry)
-        if decision.effect != "allow":
-            self._deny(inquiry, decision)
+        noted = self._proxy.judge(self.subject, inquiry)
+        if noted.decision.effect != "allow":
+            self._deny(inquiry, noted)
             return True
         self._deadline = None
-        exchange = Forwarding(self._proxy, self, self._stream, inquiry, decision, self._proxy.new_id())
+        exchange = Forwarding(self._proxy, self, self._stream, inquiry, noted, self._proxy.new_id())
         self._exchange = exchange
         exchange.start()
         return True
 
-    def _deny(self, inquiry: Inquiry, decision: Decision) -> None:
+    def _deny(self, inquiry: Inquiry, noted: Noted) -> None:
         proxy = self._proxy
         head = inquiry.head
-        message = denial_message(proxy.prefix, inquiry.operation.action, self.subject.user, decision)
+        message = denial_message(proxy.prefix, inquiry.operation.action, self.subject.user, noted.decision)
         body_follows = head.framing is Framing.CHUNKED or head.length > 0
         # A short announced body is read and dropped so that the connection can go on; a longer or unannounced
         # one, or one that waits for a 100 that will not come, ends it.
@@ -210,7 +209,7 @@ class Frontend:
             close=close,
         )
         self._stream.write(answer)
-        proxy.request_ended(self, inquiry, decision, proxy.new_id(), 403, len(message), proxy.seconds(), "")
+        proxy.request_ended(self, inquiry, noted, proxy.new_id(), 403, len(message), proxy.seconds(), "")
         if close:
             self._close()
             return

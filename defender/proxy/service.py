@@ -55,6 +55,14 @@ class Counters:
     tunnels: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A decision, and the `decision` of its events: a policy activated meanwhile does not change it."""
+
+    decision: Decision
+    fields: dict[str, object]
+
+
 class Proxy(Service):
     """Serves clients' connections. Give it a stream and its subject with `accept`.
 
@@ -144,9 +152,14 @@ class Proxy(Service):
 
     # -- judging
 
-    def judge(self, subject: Subject, inquiry: Inquiry) -> Decision:
-        """The decision for one request, now."""
-        return self._decide(subject, inquiry.operation)
+    def judge(self, subject: Subject, inquiry: Inquiry) -> Noted:
+        """The decision for one request, now, with the policy that made it."""
+        decision = self._decide(subject, inquiry.operation)
+        policy = self.activation.policy
+        return Noted(
+            decision,
+            decision_of(decision, self.activation.version, policy.digest if policy is not None else ""),
+        )
 
     def _decide(self, subject: Subject, operation: Operation) -> Decision:
         if self._expired(subject):
@@ -196,7 +209,7 @@ class Proxy(Service):
         self,
         frontend: Frontend,
         inquiry: Inquiry,
-        decision: Decision,
+        noted: Noted,
         corr: str,
         status: int,
         sent: int,
@@ -205,9 +218,9 @@ class Proxy(Service):
     ) -> None:
         """One request has its answer, or never will: note it, as the deciding rule's `audit` says."""
         self.counters.requests += 1
-        if decision.effect != "allow":
+        if noted.decision.effect != "allow":
             self.counters.denied += 1
-        elif decision.audit == "denied" and not error:
+        elif noted.decision.audit == "denied" and not error:
             return
         if status in (502, 503, 504) and error:
             self.counters.engine_errors += 1
@@ -215,7 +228,7 @@ class Proxy(Service):
             request_event(
                 self._frontends.get(frontend) or actor_of(frontend.subject),
                 _described(inquiry),
-                self._noted(decision),
+                noted.fields,
                 corr=corr,
                 status=status,
                 sent=sent,
@@ -247,13 +260,13 @@ class Proxy(Service):
     def stream_ended(self, frontend: Frontend, exchange: Forwarding, tunnel: Tunnel, began: float) -> None:
         """A tunnel is over."""
         self.counters.tunnels += 1
-        if exchange.decision.audit == "denied" and not tunnel.reason:
+        if exchange.noted.decision.audit == "denied" and not tunnel.reason:
             return
         self._recorder.record(
             stream_end_event(
                 self._frontends.get(frontend) or actor_of(frontend.subject),
                 _described(exchange.inquiry),
-                self._noted(exchange.decision),
+                exchange.noted.fields,
                 corr=exchange.corr,
                 received=tunnel.sent,
                 sent=tunnel.received,
@@ -261,10 +274,6 @@ class Proxy(Service):
                 error=tunnel.reason,
             )
         )
-
-    def _noted(self, decision: Decision) -> dict[str, object]:
-        policy = self.activation.policy
-        return decision_of(decision, self.activation.version, policy.digest if policy is not None else "")
 
 
 def _described(inquiry: Inquiry) -> Description:

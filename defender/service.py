@@ -1,0 +1,351 @@
+"""The defender, put together: every part is made here and introduced to those it works with.
+
+Nothing here decides anything. The parts know each other only by what they are handed: the proxy gets a pool
+and a recorder, the listeners get the proxy's `accept`, the control socket gets the verbs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from typing import Any
+
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from defender import __version__
+from defender.audit.journal import Journal, Stamp
+from defender.bundles.activation import Activated, PolicyActivation
+from defender.bundles.watch import FileWatch
+from defender.contract.audit import SYSTEM, control_event, defender_event, identity_event, policy_event
+from defender.contract.errors import ContractError
+from defender.contract.locks import load_locks
+from defender.listener.acceptor import InheritedSockets
+from defender.listener.connection import Refusal
+from defender.listener.frontend import Terms
+from defender.listener.service import ListenerService
+from defender.listener.spec import ListenSpec, SpecError, read_spec
+from defender.listener.store import ModeStore
+from defender.listener.switch import Report
+from defender.listener.tls import TLSFiles, server_context
+from defender.proxy.backend import BackendPool, EngineError
+from defender.proxy.peer import PeerNames
+from defender.proxy.service import Proxy
+from defender.settings import Settings, SettingsError, changed, load_settings
+from defender.streams.plain import connect_unix
+
+_FIRST_LOOK = 1.0
+_LONGEST_LOOK = 30.0
+
+
+def make_service(settings: Settings, reactor: Any) -> Defender:
+    """The defender for `settings`, not started. Raises ContractError or OSError with a sentence for
+    people.
+    """
+    os.makedirs(settings.defender.state, mode=0o700, exist_ok=True)
+    return Defender(settings, reactor)
+
+
+def _listen_spec(settings: Settings) -> ListenSpec:
+    listen = settings.listen
+    try:
+        return read_spec(
+            listen.mode,
+            listen.tcp,
+            [str(path) for path in listen.unix],
+            unix_mode=listen.unix_mode,
+            unix_group=listen.unix_group,
+        )
+    except SpecError as error:
+        raise ContractError(f"{settings.source}: listen: {error}") from None
+
+
+class Defender(MultiService):
+    """One guarded Engine."""
+
+    log = Logger()
+
+    def __init__(self, settings: Settings, reactor: Any) -> None:
+        super().__init__()
+        self.settings = settings
+        self._reactor = reactor
+        stamp = Stamp(settings.defender.name)
+        self.journal = Journal(
+            settings.audit.file,
+            reactor=reactor,
+            stamp=stamp,
+            max_bytes=settings.audit.max_bytes,
+            keep=settings.audit.keep,
+        )
+        self.activation = PolicyActivation(settings.defender.name)
+        self.pool = BackendPool(
+            lambda: connect_unix(reactor, self.settings.engine.socket, self.settings.engine.connect_timeout),
+            address=settings.engine.address,
+            limit=settings.engine.max_connections,
+            idle_limit=settings.engine.pool,
+        )
+        self.proxy = Proxy(
+            reactor,
+            pool=self.pool,
+            activation=self.activation,
+            recorder=self.journal,
+            engine=settings.engine,
+            limits=settings.limits,
+            prefix=settings.policy.prefix,
+            new_id=self.journal.new_id,
+        )
+        self._policy_watch = FileWatch(
+            reactor, str(settings.policy.file), self._policy_changed, self._policy_unreadable
+        )
+        self._locks_watch = FileWatch(
+            reactor,
+            str(settings.policy.locks),
+            self._locks_changed,
+            self._locks_unreadable,
+            missing_is_empty=True,
+        )
+        self._names = PeerNames(reactor)
+        self.listener = ListenerService(
+            reactor,
+            _listen_spec(settings),
+            self._terms(settings),
+            drain=settings.listen.drain,
+            store=ModeStore(settings.defender.state / "listener.json"),
+            inherited=InheritedSockets.adopt(os.environ, os.getpid()),
+        )
+        self._engine_watch = _EngineWatch(reactor, self.pool)
+        # Started in this order and stopped in the reverse: nothing is let in before there is a policy to
+        # judge it.
+        self.proxy.setServiceParent(self)
+        self._engine_watch.setServiceParent(self)
+        self.listener.setServiceParent(self)
+
+    def _terms(self, settings: Settings) -> Terms:
+        return Terms(
+            connections=settings.limits.connections,
+            handshake_timeout=settings.limits.handshake_timeout,
+            linger=settings.limits.linger,
+            trust_domain=settings.defender.trust_domain,
+            load_context=self._load_context,
+            identify=self._names.identify,
+            accept=self.proxy.accept,
+            refused=self._refused,
+        )
+
+    def _load_context(self) -> Any:
+        tls = self.settings.tls
+        return server_context(
+            TLSFiles(str(tls.certificate), str(tls.key), str(tls.client_ca)),
+            trust_domain=self.settings.defender.trust_domain,
+            minimum=tls.minimum,
+        )
+
+    # -- service
+
+    def startService(self) -> None:
+        self.journal.start()
+        self.journal.record(defender_event("defender_start", version=__version__))
+        self._names.start()
+        self._policy_watch.start()
+        self._locks_watch.start()
+        self.listener.started.addCallback(self._reported)
+        super().startService()
+        signal.signal(signal.SIGHUP, self._hang_up)
+
+    def stopService(self) -> Deferred[None]:
+        stopping: Deferred[None] = super().stopService()
+
+        def stopped(result: Any) -> Any:
+            self._policy_watch.stop()
+            self._locks_watch.stop()
+            self._names.stop()
+            self.journal.record(defender_event("defender_stop", version=__version__))
+            self.journal.stop()
+            return result
+
+        return stopping.addBoth(stopped)
+
+    def _hang_up(self, _number: int, _frame: Any) -> None:
+        self._reactor.callFromThread(self.reload)
+
+    # -- policy and locks
+
+    def _policy_changed(self, text: str) -> None:
+        source = str(self.settings.policy.file)
+        outcome = self.activation.offer(text, source)
+        if isinstance(outcome, Activated):
+            if outcome.unchanged:
+                return
+            cut = self.proxy.judge_again()
+            self.log.info(
+                "policy {source} is active: {rules} rules, {digest}; {cut} open streams were cut",
+                source=source,
+                rules=len(outcome.policy.rules),
+                digest=outcome.policy.digest,
+                cut=cut,
+            )
+            self._note_policy("policy_load", source, [])
+        else:
+            self._policy_kept(str(outcome.error).splitlines())
+
+    def _policy_unreadable(self, why: str) -> None:
+        source = str(self.settings.policy.file)
+        self._policy_kept(str(self.activation.unreadable(source, why).error).splitlines())
+
+    def _policy_kept(self, problems: list[str]) -> None:
+        kept = "the last good one stays active" if self.activation.policy else "everything is denied"
+        self.log.error("policy refused, {kept}:\n{problems}", kept=kept, problems="\n".join(problems))
+        self._note_policy("policy_load", str(self.settings.policy.file), problems)
+
+    def _note_policy(self, action: str, source: str, problems: list[str]) -> None:
+        policy = self.activation.policy
+        self.journal.record(
+            policy_event(
+                action,
+                source,
+                ok=not problems,
+                version=self.activation.version,
+                digest=policy.digest if policy else "",
+                rules=len(policy.rules) if policy else 0,
+                problems=problems,
+            )
+        )
+
+    def _locks_changed(self, text: str) -> None:
+        try:
+            locks = load_locks(text)
+        except ContractError as error:
+            self._locks_unreadable(str(error))
+            return
+        if locks.locks == self.proxy.locks.locks:
+            return
+        self.proxy.locks = locks
+        cut = self.proxy.judge_again()
+        self.log.info(
+            "{count} locks are in force; {cut} open streams were cut", count=len(locks.locks), cut=cut
+        )
+        self._note_policy("locks_load", str(self.settings.policy.locks), [])
+
+    def _locks_unreadable(self, why: str) -> None:
+        source = str(self.settings.policy.locks)
+        self.log.error("{source}: {why}; the locks before stay in force", source=source, why=why)
+        self._note_policy("locks_load", source, [f"{source}: {why}"])
+
+    # -- listeners
+
+    def _refused(self, refusal: Refusal) -> None:
+        self.journal.record(
+            identity_event(
+                refusal.check,
+                refusal.detail,
+                subject=refusal.subject,
+                address=refusal.address,
+                port=refusal.port,
+                via=refusal.via,
+            )
+        )
+
+    def _reported(self, report: Report) -> None:
+        self.journal.record(
+            control_event(
+                SYSTEM,
+                "listener_set",
+                fields={"mode": self.listener.desired},
+                ok=report.outcome in ("switched", "unchanged"),
+                detail=report.reason or report.outcome,
+            )
+        )
+
+    # -- settings
+
+    def reload(self) -> Deferred[list[str]]:
+        """Read the settings again and take over what can change at run time; fires with what there is to say.
+
+        A file that cannot be used changes nothing. The policy, the locks and the certificates are read again
+        too.
+        """
+        said: list[str] = []
+        try:
+            settings = load_settings(self.settings.source)
+            spec = _listen_spec(settings)
+        except (SettingsError, ContractError) as error:
+            said = ["the settings were refused, nothing was changed:", *str(error).splitlines()]
+            return succeed(self._reloaded(said, ok=False))
+        changes = changed(self.settings, settings)
+        keep = replace(
+            settings,
+            defender=self.settings.defender,
+            audit=self.settings.audit,
+            control=self.settings.control,
+            engine=replace(settings.engine, address=self.settings.engine.address),
+            policy=replace(settings.policy, file=self.settings.policy.file, locks=self.settings.policy.locks),
+        )
+        self.settings = keep
+        self.pool.resize(limit=keep.engine.max_connections, idle_limit=keep.engine.pool)
+        self.proxy.engine = keep.engine
+        self.proxy.limits = keep.limits
+        self.proxy.prefix = keep.policy.prefix
+        self.listener.reception.terms = self._terms(keep)
+        self._policy_watch.read_now()
+        self._locks_watch.read_now()
+        said += [f"{key} has changed" for key in changes.live]
+        said += [f"{key} has changed, which takes effect at the next start" for key in changes.fixed]
+        return self.listener.reload(spec, keep.listen.drain).addCallback(self._listened, said)
+
+    def _listened(self, report: Report, said: list[str]) -> list[str]:
+        ok = report.outcome in ("switched", "unchanged")
+        if report.outcome != "unchanged" or report.reason:
+            said.append(f"listeners: {report.outcome}" + (f": {report.reason}" if report.reason else ""))
+        return self._reloaded(said, ok=ok)
+
+    def _reloaded(self, said: list[str], *, ok: bool) -> list[str]:
+        said = said or ["nothing has changed"]
+        (self.log.info if ok else self.log.error)("reload: {said}", said="; ".join(said))
+        self.journal.record(control_event(SYSTEM, "reload", ok=ok, detail="; ".join(said)))
+        return said
+
+
+class _EngineWatch(Service):
+    """Asks the Engine for its version from the start until it answers, so that the first client need not
+    wait.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, pool: BackendPool) -> None:
+        self.setName("engine-watch")
+        self._reactor = reactor
+        self._pool = pool
+        self._delay = _FIRST_LOOK
+        self._call: Any = None
+
+    def startService(self) -> None:
+        super().startService()
+        self._look()
+
+    def stopService(self) -> None:
+        super().stopService()
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+
+    def _look(self) -> None:
+        if self.running:
+            self._pool.learn().addCallbacks(self._heard, self._failed)
+
+    def _heard(self, _facts: object) -> None:
+        version = self._pool.facts.newest_common
+        if version is not None:
+            self.log.info("the Engine speaks API {major}.{minor}", major=version[0], minor=version[1])
+
+    def _failed(self, failure: Failure) -> None:
+        error = failure.value
+        if not isinstance(error, EngineError):
+            self.log.failure("looking for the Engine failed", failure)
+        elif self.running:
+            self.log.warn("{error}", error=error.message)
+        if self.running:
+            self._call = self._reactor.callLater(self._delay, self._look)
+            self._delay = min(self._delay * 2, _LONGEST_LOOK)
