@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from defender.contract.errors import ContractError
 from defender.listener.spec import Address, Inherited, Kind, TCPAddress, UnixAddress
 
 BACKLOG: Final = 1024
@@ -47,7 +48,7 @@ _GONE: Final = frozenset(
 """Errors of accept() that are about one connection which is gone already (accept(2), "Error handling")."""
 
 
-class BindError(Exception):
+class BindError(ContractError):
     """An address that cannot be listened on; the text is for a person."""
 
 
@@ -389,6 +390,21 @@ class Acceptor:
             self._delayed.cancel()
             self._delayed = None
         self._reactor.removeReader(self)
+
+
+def listen_privately(reactor: Any, path: str, took: Took) -> Callable[[], None]:
+    """Accept connections of this process's own user at a unix socket; return what ends it.
+
+    Raises BindError.
+    """
+    listening = open_unix(path, 0o600)
+    acceptor = Acceptor(reactor, listening.sock, took, listening.name)
+
+    def close() -> None:
+        acceptor.stop()
+        listening.close()
+
+    return close
 
 
 def source_of(address: Any) -> Any:

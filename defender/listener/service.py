@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import socket
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from defender.contract.local import Answer
 from defender.listener.acceptor import (
     Acceptor,
     BindError,
@@ -28,7 +31,16 @@ from defender.listener.acceptor import (
     source_of,
 )
 from defender.listener.frontend import Crowd, Reception, Terms
-from defender.listener.spec import Address, DesiredMode, ListenSpec, Mode, SpecError, mode_of, reconcile
+from defender.listener.spec import (
+    Address,
+    DesiredMode,
+    ListenSpec,
+    Mode,
+    SpecError,
+    mode_of,
+    parse_mode,
+    reconcile,
+)
 from defender.listener.store import ModeStore
 from defender.listener.switch import (
     Bind,
@@ -105,6 +117,7 @@ class ListenerService(Service):
         self._knocks: dict[Any, Knock] = {}
         self._retries: dict[Address, Any] = {}
         self._desired: DesiredMode | None = None
+        self._kept = True
         self._last_error = ""
         self._stopped: Deferred[None] | None = None
         self.started: Deferred[Report] = Deferred()
@@ -169,6 +182,30 @@ class ListenerService(Service):
         outcome = self._select(lambda: self._configured.in_mode(mode), drain)
         return outcome.addCallback(lambda report: self._keep(mode, report))
 
+    def control_set(self, arguments: Mapping[str, object]) -> Deferred[Answer]:
+        """The verb ``listener_set`` of the control socket."""
+        drain = arguments.get("drain")
+        result = self.set_mode(
+            parse_mode(str(arguments["mode"])), float(drain) if isinstance(drain, (int, float)) else None
+        )
+
+        def refused(failure: Failure) -> Answer:
+            failure.trap(SpecError)
+            return Answer(False, {}, failure.getErrorMessage())
+
+        return result.addCallback(self._answer).addErrback(refused)
+
+    def _answer(self, report: Report) -> Answer:
+        if report.outcome in ("failed", "superseded"):
+            return Answer(False, {}, report.reason)
+        result: dict[str, object] = {
+            "mode": report.spec.mode,
+            "outcome": report.outcome,
+            "warning": report.reason,
+            "listeners": self.status()["listeners"],
+        }
+        return Answer(True, result)
+
     def reload(self, configured: ListenSpec, drain: float) -> Deferred[Report]:
         """Take over changed settings and read the certificates again.
 
@@ -177,6 +214,9 @@ class ListenerService(Service):
         self._configured = configured
         self._drain = drain
         problem = ""
+        if self._kept:
+            # The file is the truth: whoever removed it wants the settings' mode back.
+            self._desired = self._store.load()
         if self._desired is not None and self._desired.over != configured.mode:
             self._desired = None
             problem = self._write_desired()
@@ -259,10 +299,12 @@ class ListenerService(Service):
             else:
                 self._store.save(self._desired)
         except OSError as error:
+            self._kept = False
             problem = f"the mode is not kept over a restart: {self._store.path}: {reason_of(error)}"
             self._last_error = problem
             self.log.error("{problem}", problem=problem)
             return problem
+        self._kept = True
         return ""
 
     def _load_certificates(self) -> str:
