@@ -135,6 +135,7 @@ class Guard:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
+            umask=0o077,
             # twistd loads what lies in plugin folders on Python's path: nobody may add one.
             env={**clean_environment(), "PYTHONSAFEPATH": "1"},
             check=False,

@@ -24,6 +24,7 @@ from deploy.client import proof, write_environment
 from deploy.docker_api import ApiError, answers, connection
 from deploy.engine import NEEDED, EngineError, OwnEngine
 from deploy.guard import Guard
+from deploy.images import BUSYBOX, HELLO
 from deploy.virtualenv import Virtualenv
 
 ADMIN = "admin"
@@ -106,7 +107,7 @@ def find_engine(choices: Choices) -> str:
         packages.require(NEEDED, "An Engine of our own")
         if answers(DEFAULT_ENGINE):
             return DEFAULT_ENGINE
-    say(f"Starting an Engine of our own in {own.root}")
+    say(f"Starting an Engine of our own in {own.root}, with the images {BUSYBOX} and {HELLO}")
     try:
         own.start()
     except (EngineError, ApiError, OSError) as error:

@@ -55,11 +55,8 @@ class Virtualenv:
         """
         fingerprint = self._fingerprint()
         made = self._read_stamp()
-        if (
-            made.get("fingerprint") == fingerprint
-            and set(extras) <= set(made.get("extras", ()))
-            and self._works()
-        ):
+        enough = set(extras) <= set(made.get("extras", ()))
+        if made.get("fingerprint") == fingerprint and enough and (self.bin / "python").exists():
             return
         if not self._works() or made.get("python") != self._python():
             self._make()
