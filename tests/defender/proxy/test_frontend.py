@@ -25,7 +25,8 @@ class ForwardingTests(HouseCase):
         client = self.house.client()
         client.deliver(
             b"GET /v1.41/%63ontainers/json?all=%31 HTTP/1.1\r\nHost: evil\r\n"
-            b"Connection: keep-alive, x-drop\r\nX-Drop: 1\r\nCookie: secret\r\nUser-Agent: Docker-Client\r\nUpgrade: tcp\r\n\r\n"
+            b"Connection: keep-alive, x-drop\r\nX-Drop: 1\r\nCookie: secret\r\n"
+            b"User-Agent: Docker-Client\r\nUpgrade: tcp\r\n\r\n"
         )
         self.assertEqual(
             self.house.engine.take(),
