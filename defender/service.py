@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twisted.application.service import MultiService, Service
@@ -19,18 +20,20 @@ from twisted.python.failure import Failure
 from defender import __version__
 from defender.audit.journal import Journal, Stamp
 from defender.bundles.activation import Activated, PolicyActivation
-from defender.bundles.watch import FileWatch
+from defender.bundles.watch import FileWatch, replace_file
 from defender.contract.audit import SYSTEM, control_event, defender_event, identity_event, policy_event
 from defender.contract.errors import ContractError
-from defender.contract.locks import load_locks
-from defender.listener.acceptor import InheritedSockets
+from defender.contract.local import Answer
+from defender.contract.locks import dump_locks, load_locks, make_lock
+from defender.listener.acceptor import InheritedSockets, listen_privately
 from defender.listener.connection import Refusal
 from defender.listener.frontend import Terms
 from defender.listener.service import ListenerService
-from defender.listener.spec import ListenSpec, SpecError, read_spec
+from defender.listener.spec import ListenSpec, SpecError, parse_mode, read_spec
 from defender.listener.store import ModeStore
 from defender.listener.switch import Report
 from defender.listener.tls import TLSFiles, server_context
+from defender.local.control import ControlService
 from defender.proxy.backend import BackendPool, EngineError
 from defender.proxy.peer import PeerNames
 from defender.proxy.service import Proxy
@@ -61,6 +64,14 @@ def _listen_spec(settings: Settings) -> ListenSpec:
         )
     except SpecError as error:
         raise ContractError(f"{settings.source}: listen: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a reload has to say, and whether all of it went well."""
+
+    ok: bool
+    said: list[str]
 
 
 class Defender(MultiService):
@@ -107,6 +118,7 @@ class Defender(MultiService):
             self._locks_unreadable,
             missing_is_empty=True,
         )
+        self._locks_problem = ""
         self._names = PeerNames(reactor)
         self.listener = ListenerService(
             reactor,
@@ -117,11 +129,26 @@ class Defender(MultiService):
             inherited=InheritedSockets.adopt(os.environ, os.getpid()),
         )
         self._engine_watch = _EngineWatch(reactor, self.pool)
+        self._began = reactor.seconds()
+        control = ControlService(
+            reactor,
+            lambda took: listen_privately(reactor, str(settings.control.socket), took),
+            {
+                "status": self._answer_status,
+                "listener_set": self._set_listener,
+                "reload": self._answer_reload,
+                "lock_add": self._add_lock,
+                "lock_remove": self._remove_lock,
+                "lock_list": self._list_locks,
+            },
+            self.journal,
+        )
         # Started in this order and stopped in the reverse: nothing is let in before there is a policy to
         # judge it.
         self.proxy.setServiceParent(self)
         self._engine_watch.setServiceParent(self)
         self.listener.setServiceParent(self)
+        control.setServiceParent(self)
 
     def _terms(self, settings: Settings) -> Terms:
         return Terms(
@@ -169,7 +196,13 @@ class Defender(MultiService):
         return stopping.addBoth(stopped)
 
     def _hang_up(self, _number: int, _frame: Any) -> None:
-        self._reactor.callFromThread(self.reload)
+        self._reactor.callFromThread(self._reload_by_signal)
+
+    def _reload_by_signal(self) -> None:
+        def note(told: Told) -> None:
+            self.journal.record(control_event(SYSTEM, "reload", ok=told.ok, detail="; ".join(told.said)))
+
+        self.reload().addCallback(note).addErrback(lambda f: self.log.failure("the reload failed", f))
 
     # -- policy and locks
 
@@ -220,6 +253,7 @@ class Defender(MultiService):
         except ContractError as error:
             self._locks_unreadable(str(error))
             return
+        self._locks_problem = ""
         if locks.locks == self.proxy.locks.locks:
             return
         self.proxy.locks = locks
@@ -231,6 +265,7 @@ class Defender(MultiService):
 
     def _locks_unreadable(self, why: str) -> None:
         source = str(self.settings.policy.locks)
+        self._locks_problem = why
         self.log.error("{source}: {why}; the locks before stay in force", source=source, why=why)
         self._note_policy("locks_load", source, [f"{source}: {why}"])
 
@@ -261,7 +296,7 @@ class Defender(MultiService):
 
     # -- settings
 
-    def reload(self) -> Deferred[list[str]]:
+    def reload(self) -> Deferred[Told]:
         """Read the settings again and take over what can change at run time; fires with what there is to say.
 
         A file that cannot be used changes nothing. The policy, the locks and the certificates are read again
@@ -295,17 +330,115 @@ class Defender(MultiService):
         said += [f"{key} has changed, which takes effect at the next start" for key in changes.fixed]
         return self.listener.reload(spec, keep.listen.drain).addCallback(self._listened, said)
 
-    def _listened(self, report: Report, said: list[str]) -> list[str]:
+    def _listened(self, report: Report, said: list[str]) -> Told:
         ok = report.outcome in ("switched", "unchanged")
+        ok = ok and self.activation.error is None and not self._locks_problem
+        if self.activation.error is not None:
+            said += ["policy refused:", *str(self.activation.error).splitlines()]
+        if self._locks_problem:
+            said.append(f"{self.settings.policy.locks}: {self._locks_problem}")
         if report.outcome != "unchanged" or report.reason:
             said.append(f"listeners: {report.outcome}" + (f": {report.reason}" if report.reason else ""))
         return self._reloaded(said, ok=ok)
 
-    def _reloaded(self, said: list[str], *, ok: bool) -> list[str]:
+    def _reloaded(self, said: list[str], *, ok: bool) -> Told:
         said = said or ["nothing has changed"]
         (self.log.info if ok else self.log.error)("reload: {said}", said="; ".join(said))
-        self.journal.record(control_event(SYSTEM, "reload", ok=ok, detail="; ".join(said)))
-        return said
+        return Told(ok, said)
+
+    # -- the control socket's verbs
+
+    def _answer_status(self, _arguments: Mapping[str, object]) -> Answer:
+        policy = self.activation.policy
+        api = self.pool.facts.api_version
+        counters = self.proxy.counters
+        return Answer(
+            True,
+            {
+                "name": self.settings.defender.name,
+                "version": __version__,
+                "pid": os.getpid(),
+                "uptime": round(self._reactor.seconds() - self._began, 1),
+                "listener": self.listener.status(),
+                "policy": {
+                    "source": str(self.settings.policy.file),
+                    "digest": policy.digest if policy else "",
+                    "version": self.activation.version,
+                    "rules": len(policy.rules) if policy else 0,
+                    "problems": str(self.activation.error).splitlines() if self.activation.error else [],
+                },
+                "locks": len(self.proxy.locks.locks),
+                "engine": {
+                    "address": self.settings.engine.address,
+                    "api": f"{api[0]}.{api[1]}" if api else "",
+                    "connections": self.pool.connections,
+                    "idle": self.pool.idle,
+                },
+                "clients": {"connections": self.proxy.connections, "streams": self.proxy.streams},
+                "counters": {
+                    "requests": counters.requests,
+                    "denied": counters.denied,
+                    "unreadable": counters.unreadable,
+                    "engine_errors": counters.engine_errors,
+                    "streams_ended": counters.tunnels,
+                },
+                "audit": {
+                    "file": str(self.settings.audit.file),
+                    "written": self.journal.written,
+                    "failed": self.journal.failed,
+                    "dropped": self.journal.dropped,
+                    "problem": self.journal.problem,
+                },
+            },
+        )
+
+    def _set_listener(self, arguments: Mapping[str, object]) -> Deferred[Answer]:
+        drain = arguments.get("drain")
+        mode = parse_mode(str(arguments["mode"]))
+
+        def answer(report: Report) -> Answer:
+            served = report.outcome in ("switched", "unchanged")
+            result = {"mode": self.listener.actual, "outcome": report.outcome, **self.listener.status()}
+            if served and report.reason:
+                result["warning"] = report.reason
+            return Answer(served, result, "" if served else report.reason or report.outcome)
+
+        def refused(failure: Failure) -> Answer:
+            failure.trap(SpecError)
+            return Answer(False, {}, str(failure.value))
+
+        switching = self.listener.set_mode(mode, float(drain) if isinstance(drain, (int, float)) else None)
+        return switching.addCallbacks(answer, refused)
+
+    def _answer_reload(self, _arguments: Mapping[str, object]) -> Deferred[Answer]:
+        return self.reload().addCallback(
+            lambda told: Answer(told.ok, {"said": told.said}, "; ".join(told.said))
+        )
+
+    def _list_locks(self, _arguments: Mapping[str, object]) -> Answer:
+        locks = [
+            {"kind": lock.kind, "value": lock.value, "issuer": lock.issuer}
+            for lock in sorted(self.proxy.locks.locks)
+        ]
+        return Answer(True, {"locks": locks})
+
+    def _add_lock(self, arguments: Mapping[str, object]) -> Answer:
+        return self._change_locks(arguments, add=True)
+
+    def _remove_lock(self, arguments: Mapping[str, object]) -> Answer:
+        return self._change_locks(arguments, add=False)
+
+    def _change_locks(self, arguments: Mapping[str, object], *, add: bool) -> Answer:
+        lock = make_lock(str(arguments["kind"]), str(arguments["value"]), str(arguments.get("issuer", "")))
+        self._locks_watch.read_now()
+        if self._locks_problem:
+            raise ContractError(f"{self.settings.policy.locks}: {self._locks_problem}; mend the file first")
+        before = self.proxy.locks.locks
+        after = before | {lock} if add else before - {lock}
+        if after != before:
+            replace_file(str(self.settings.policy.locks), dump_locks(after))
+            self._locks_watch.read_now()
+        return Answer(True, {"changed": after != before})
 
 
 class _EngineWatch(Service):

@@ -105,3 +105,21 @@ class FileWatch:
             self._failed(f"is not UTF-8 at byte {error.start}")
             return
         self._changed(text)
+
+
+def replace_file(path: str, text: str) -> None:
+    """Write `text` so that a crash leaves the old file or the new one, mode 0600; raises OSError."""
+    temporary = f"{path}.new"
+    descriptor = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    os.replace(temporary, path)
+    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

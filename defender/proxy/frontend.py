@@ -177,7 +177,7 @@ class Frontend:
             raw = bytes(buffer[:end])
             del buffer[:end]
             self._scanned = 0
-            head = parse_request_head(raw, max_headers=limits.headers)
+            head = parse_request_head(raw, max_headers=limits.headers, max_head=limits.head_bytes)
             inquiry = inspect(head, discard_limit=limits.discard_bytes)
         except HTTPError as error:
             self._refuse_unread(error.status, error.message, head)

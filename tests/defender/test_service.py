@@ -1,0 +1,140 @@
+"""The defender put together, in this process: settings, policy and locks that change while it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import inlineCallbacks
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from defender.contract.errors import ContractError
+from defender.contract.facts import Subject
+from defender.service import Defender, make_service
+from defender.settings import load_settings
+
+POLICY = "schema: 1\nrules:\n  - {name: all, users: [bruce], effect: allow}\n"
+CLOCK: Any = reactor
+
+
+class DefenderTests(TestCase):
+    timeout = 20
+
+    def setUp(self) -> None:
+        self.state = Path(tempfile.mkdtemp(prefix="dfleet-"))
+        self.addCleanup(rmtree, self.state)
+        (self.state / "policy.yaml").write_text(POLICY)
+        self.write_settings()
+        before = signal.getsignal(signal.SIGHUP)
+        self.addCleanup(signal.signal, signal.SIGHUP, before)
+        self.defender = self.start()
+
+    def write_settings(self, more: str = "") -> None:
+        (self.state / "defender.toml").write_text(
+            f'[defender]\nname = "web1"\nstate = "{self.state}"\n'
+            f'[engine]\naddress = "unix://{self.state}/engine.sock"\n[listen]\nmode = "unix"\n{more}'
+        )
+
+    def start(self) -> Defender:
+        defender = make_service(load_settings(self.state / "defender.toml"), reactor)
+        defender.startService()
+        self.addCleanup(defender.stopService)
+        return defender
+
+    def events(self) -> list[dict[str, Any]]:
+        self.defender.journal.flush()
+        return [json.loads(line) for line in (self.state / "audit" / "events.jsonl").read_text().splitlines()]
+
+    @inlineCallbacks
+    def until(self, holds: Callable[[], object]) -> Any:
+        """Wait, a turn of the reactor at a time, until `holds`; the test's own time limit ends it."""
+        while not holds():
+            yield deferLater(CLOCK, 0.02)
+
+    def effect(self, user: str = "bruce") -> str:
+        from defender.contract.actions import recognize
+
+        operation, _ = recognize("GET", "/info")
+        return self.defender.activation.table.decide(Subject(user=user, via="unix"), operation).effect
+
+    @inlineCallbacks
+    def test_policy_that_changes_is_taken_over(self) -> Any:
+        self.assertEqual(self.effect(), "allow")
+        (self.state / "policy.yaml").write_text(POLICY.replace("bruce", "alice"))
+        yield self.until(lambda: self.effect("alice") == "allow")
+        self.assertEqual(self.effect(), "deny")
+        loads = [event for event in self.events() if event["req"]["action"] == "policy_load"]
+        self.assertEqual([event["result"]["version"] for event in loads], [1, 2])
+
+    @inlineCallbacks
+    def test_broken_policy_is_reported_and_kept_out(self) -> Any:
+        (self.state / "policy.yaml").write_text("schema: 1\nrules: [{name: all, efect: allow}]\n")
+        yield self.until(lambda: self.defender.activation.error)
+        self.assertEqual(self.effect(), "allow")
+        event = self.events()[-1]
+        self.assertFalse(event["result"]["ok"])
+        self.assertIn("policy.yaml:2:", event["result"]["problems"][0])
+        problems = self.defender._answer_status({}).result["policy"]["problems"]  # type: ignore[index]
+        self.assertIn("efect", " ".join(problems))
+
+    @inlineCallbacks
+    def test_locks_in_the_file_come_into_force(self) -> Any:
+        self.defender._add_lock({"kind": "user", "value": "Eve"})
+        self.assertEqual(self.defender.proxy.locks.reason(Subject(user="eve")), "user eve is locked")
+        self.assertEqual(
+            self.defender._list_locks({}).result["locks"], [{"kind": "user", "value": "Eve", "issuer": ""}]
+        )
+        self.assertEqual((self.state / "locks.json").stat().st_mode & 0o777, 0o600)
+        (self.state / "locks.json").write_text("{")
+        yield self.until(lambda: self.defender._locks_problem)
+        self.assertIsNotNone(self.defender.proxy.locks.reason(Subject(user="eve")))
+        self.assertRaises(ContractError, self.defender._remove_lock, {"kind": "user", "value": "Eve"})
+        (self.state / "locks.json").unlink()
+        yield self.until(lambda: not self.defender.proxy.locks)
+
+    @inlineCallbacks
+    def test_reload_takes_over_what_can_change(self) -> Any:
+        self.write_settings('drain = 5.0\n[policy]\nprefix = "[ACME]"\n[limits]\nidle_timeout = 7\n')
+        told = yield self.defender.reload()
+        self.assertTrue(told.ok, told.said)
+        self.assertEqual(self.defender.proxy.prefix, "[ACME]")
+        self.assertEqual(self.defender.proxy.limits.idle_timeout, 7)
+
+    @inlineCallbacks
+    def test_reload_says_what_needs_a_restart(self) -> Any:
+        self.write_settings('[audit]\nfile = "elsewhere.jsonl"\n')
+        told = yield self.defender.reload()
+        self.assertEqual(told.said, ["audit.file has changed, which takes effect at the next start"])
+        self.assertEqual(self.defender.settings.audit.file, self.state / "audit" / "events.jsonl")
+
+    @inlineCallbacks
+    def test_bad_settings_change_nothing(self) -> Any:
+        self.write_settings("unix_mod = 1\n")
+        told = yield self.defender.reload()
+        self.assertFalse(told.ok)
+        self.assertIn("defender.toml:8:1: listen.unix_mod", "\n".join(told.said))
+        self.assertEqual(self.defender.listener.actual, "unix")
+
+    @inlineCallbacks
+    def test_hang_up_reloads_and_is_noted(self) -> Any:
+        self.write_settings('[policy]\nprefix = "[ACME]"\n')
+        os.kill(os.getpid(), signal.SIGHUP)
+        yield self.until(lambda: self.defender.proxy.prefix == "[ACME]")
+        yield self.until(lambda: any(event["req"]["action"] == "reload" for event in self.events()))
+
+    @inlineCallbacks
+    def test_stop_is_noted_and_leaves_no_socket(self) -> Any:
+        yield self.until(lambda: (self.state / "docker.sock").exists())
+        yield self.defender.stopService()
+        last = json.loads((self.state / "audit" / "events.jsonl").read_text().splitlines()[-1])
+        self.assertEqual(last["req"]["action"], "defender_stop")
+        self.assertFalse((self.state / "docker.sock").exists())
+        self.assertFalse((self.state / "control.sock").exists())
