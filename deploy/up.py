@@ -29,6 +29,9 @@ from deploy.virtualenv import Virtualenv
 
 ADMIN = "admin"
 
+FOLDERS = ("audit", "certs", "engine", "pki", "tls")
+LOCK = "up.lock"
+
 START_POLICY = """\
 # Written by make up, once. Edit it: the defender reads it again when it changes.
 schema: 1
@@ -130,11 +133,22 @@ def why_silent(address: str) -> str:
 
 
 def prepare_state(choices: Choices) -> None:
-    """Make the state directory; others may pass through to the socket and see nothing else."""
+    """Make the state directory; others may pass through to the socket and see nothing else.
+
+    Raises:
+        SetupError: for a directory that is something else, such as a home; its mode stays as it is.
+    """
     try:
         choices.state.mkdir(parents=True, exist_ok=True)
+        present = {path.name for path in choices.state.iterdir()}
+        foreign = sorted(present - {*FOLDERS, "policy.yaml"})
+        if foreign and LOCK not in present:
+            raise SetupError(
+                f"FLEET_STATE={choices.state}: this directory holds other things ({foreign[0]}); "
+                "name an empty one, or one that is not there yet"
+            )
         choices.state.chmod(0o711)
-        for name in ("audit", "certs", "engine", "pki", "tls"):
+        for name in FOLDERS:
             (choices.state / name).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise SetupError(f"FLEET_STATE={choices.state}: {error.strerror}") from error
@@ -143,7 +157,7 @@ def prepare_state(choices: Choices) -> None:
 @contextmanager
 def locked(state: Path) -> Iterator[None]:
     """Let one make up or make down at a time work on a state directory."""
-    with (state / "up.lock").open("w") as file:
+    with (state / LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -5,6 +5,7 @@ Standard library only: it is what brings the libraries.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -53,6 +54,14 @@ class Virtualenv:
         Raises:
             SetupError: when Python cannot make one, or pip cannot fill it, with the end of its words.
         """
+        folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # one make at a time, without a file that stays
+            self._ensure(extras)
+        finally:
+            os.close(folder)
+
+    def _ensure(self, extras: Sequence[str]) -> None:
         fingerprint = self._fingerprint()
         made = self._read_stamp()
         enough = set(extras) <= set(made.get("extras", ()))

@@ -81,6 +81,46 @@ class FindEngineTests(SynchronousTestCase):
         self.assertEqual(self.said, [])
 
 
+class StateDirectoryTests(SynchronousTestCase):
+    """What is somebody else's is not made ours by a slip of the pen."""
+
+    def setUp(self) -> None:
+        self.state = Path(tempfile.mkdtemp(prefix="dfleet-"))
+        self.addCleanup(shutil.rmtree, self.state)
+        self.state.chmod(0o755)
+
+    def mode(self) -> int:
+        return self.state.stat().st_mode & 0o777
+
+    def test_an_empty_one_is_taken(self) -> None:
+        up.prepare_state(Choices(state=self.state))
+        self.assertEqual(self.mode(), 0o711)
+        self.assertEqual((self.state / "pki").stat().st_mode & 0o777, 0o700)
+
+    def test_one_with_an_authority_and_a_policy_is_taken(self) -> None:
+        (self.state / "pki").mkdir()
+        (self.state / "policy.yaml").touch()
+        up.prepare_state(Choices(state=self.state))
+        self.assertEqual(self.mode(), 0o711)
+
+    def test_our_own_is_taken_again(self) -> None:
+        for _ in range(2):
+            up.prepare_state(Choices(state=self.state))
+            with up.locked(self.state):
+                (self.state / "defender.toml").touch()
+
+    def test_a_home_is_left_alone(self) -> None:
+        (self.state / "letters").mkdir()
+        said = str(self.assertRaises(SetupError, up.prepare_state, Choices(state=self.state)))
+        self.assertIn(f"FLEET_STATE={self.state}: this directory holds other things (letters)", said)
+        self.assertEqual(self.mode(), 0o755)
+
+    def test_what_cannot_be_made_is_named(self) -> None:
+        (self.state / "file").touch()
+        said = str(self.assertRaises(SetupError, up.prepare_state, Choices(state=self.state / "file" / "x")))
+        self.assertEqual(said, f"FLEET_STATE={self.state}/file/x: Not a directory")
+
+
 class StartPolicyTests(SynchronousTestCase):
     """The policy of a first `make up` says what the README says."""
 
