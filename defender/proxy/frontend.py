@@ -127,6 +127,9 @@ class Frontend:
             return
         if self._exchange is None:
             self._close()
+        elif self._stream.is_gone():
+            # A unix socket tells a closed peer from a half-closed one at once.
+            self.abort("the client disconnected")
         else:
             self._exchange.client_ended()
 
