@@ -376,6 +376,9 @@ class ListenerService(Service):
             )
         self.log.info("listening on {names}", names=", ".join(listening.name for listening in opened.sockets))
         self._perform(self._switch.bound(listener))
+        if self._state.attempt is None and not self._state.missing:
+            # A retry worked that nobody is told of otherwise.
+            self._last_error = ""
 
     def _taker(self, opened: _Open) -> Took:
         kind = opened.listener.address.kind

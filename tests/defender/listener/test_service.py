@@ -237,6 +237,7 @@ class Opening(Hall):
         while service.actual != "unix+tcp":
             await a_moment()
         await self.over_tls(port)
+        self.assertEqual(service.status()["last_error"], "")
 
     async def test_missing_certificates_are_said_and_do_not_stop_the_unix_socket(self) -> None:
         self.files.private_key.unlink()
@@ -357,6 +358,13 @@ class Remembering(Hall):
         await service.reload(self.spec("unix+tcp"), 0.0)
         self.assertEqual(service.actual, "unix+tcp")
         self.assertIs(self.store.load(), None)
+
+    async def test_removing_the_note_and_reloading_ends_the_override(self) -> None:
+        service = await self.serve(self.spec("none"))
+        await service.set_mode("unix")
+        self.store.path.unlink()
+        await service.reload(self.spec("none"), 0.0)
+        self.assertEqual((service.desired, service.actual), ("none", "none"))
 
     async def test_the_mode_of_the_settings_needs_no_note(self) -> None:
         self.store.save(DesiredMode("none", over="unix"))
