@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from defender.contract.local import Answer
 from defender.listener.acceptor import (
     Acceptor,
     BindError,
@@ -181,30 +178,6 @@ class ListenerService(Service):
         """
         outcome = self._select(lambda: self._configured.in_mode(mode), drain)
         return outcome.addCallback(lambda report: self._keep(mode, report))
-
-    def control_set(self, arguments: Mapping[str, object]) -> Deferred[Answer]:
-        """The verb ``listener_set`` of the control socket."""
-        drain = arguments.get("drain")
-        result = self.set_mode(
-            parse_mode(str(arguments["mode"])), float(drain) if isinstance(drain, (int, float)) else None
-        )
-
-        def refused(failure: Failure) -> Answer:
-            failure.trap(SpecError)
-            return Answer(False, {}, failure.getErrorMessage())
-
-        return result.addCallback(self._answer).addErrback(refused)
-
-    def _answer(self, report: Report) -> Answer:
-        if report.outcome in ("failed", "superseded"):
-            return Answer(False, {}, report.reason)
-        result: dict[str, object] = {
-            "mode": report.spec.mode,
-            "outcome": report.outcome,
-            "warning": report.reason,
-            "listeners": self.status()["listeners"],
-        }
-        return Answer(True, result)
 
     def reload(self, configured: ListenSpec, drain: float) -> Deferred[Report]:
         """Take over changed settings and read the certificates again.
