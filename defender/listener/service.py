@@ -35,7 +35,6 @@ from defender.listener.spec import (
     Mode,
     SpecError,
     mode_of,
-    parse_mode,
     reconcile,
 )
 from defender.listener.store import ModeStore
