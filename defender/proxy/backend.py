@@ -319,8 +319,8 @@ class _Ping:
 class BackendPool:
     """The connections to one Engine.
 
-    `connect` opens a `Stream` to it; its failure is an OSError or TimeoutError. `limit` bounds the connections
-    in use, tunnels and idle ones together; `idle_limit` bounds the idle ones kept.
+    `connect` opens a `Stream` to it; its failure is an OSError or TimeoutError. `limit` bounds the
+    connections in use, tunnels and idle ones together; `idle_limit` bounds the idle ones kept.
     """
 
     log = Logger()
