@@ -8,6 +8,7 @@ The peer sends            The receiver hears
 ========================  =================================================
 close_notify              ``end_received``; writing goes on (Go does this)
 close_notify, then FIN    the same; late output still arrives (Node)
+close_notify, then RST    ``end_received``, then ``connection_lost``, unclean
 FIN without close_notify  ``connection_lost``, unclean: truncated
 RST                       ``connection_lost``, unclean
 ========================  =================================================
@@ -16,6 +17,7 @@ RST                       ``connection_lost``, unclean
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -176,7 +178,7 @@ class TLSStream(SocketStream):
         except SSL.WantWriteError:
             self._start_writing()
         except SSL.SysCallError as error:
-            detail = "the peer closed" if error.args[0] == -1 else str(error.args[1])
+            detail = "the peer closed" if error.args[0] == -1 else os.strerror(error.args[0])
             self._refuse("disconnected", detail)
         except SSL.Error as error:
             self._refuse(*self._why(error))
@@ -270,7 +272,7 @@ class TLSStream(SocketStream):
                 self._join_first()
             first = out[0]
             sent = self._push(first)
-            if self._broken:
+            if self._broken or self._lost is not None:
                 return
             self._consume(sent)
             if sent < len(first):
@@ -311,8 +313,20 @@ class TLSStream(SocketStream):
 
     def _output_failed(self, error: Exception) -> None:
         if isinstance(error, SSL.SysCallError) and error.args[0] > 0:
-            error = OSError(error.args[0], str(error.args[1]))
-        super()._output_failed(error)
+            error = OSError(error.args[0], os.strerror(error.args[0]))
+        if self._closing or self._input_over:
+            super()._output_failed(error)
+        else:
+            # OpenSSL reads no more after a write that failed: bytes that it has not decrypted yet are lost.
+            detail = getattr(error, "strerror", None) or str(error)
+            unsent = f"; {self._pending} bytes were not sent" if self._pending else ""
+            self._drop(Lost(False, detail + unsent))
+
+    def _hung_up(self, was_reading: bool) -> None:
+        if self._established or self._closing:
+            super()._hung_up(was_reading)
+        else:
+            self._cut("disconnected", "the peer closed")
 
     # Input.
 
@@ -346,7 +360,7 @@ class TLSStream(SocketStream):
             if error.args[0] == -1:
                 end = Lost(False, self._failed or TRUNCATED)
             else:
-                end = Lost(False, str(error.args[1]))
+                end = Lost(False, os.strerror(error.args[0]))
         except SSL.Error as error:
             end = Lost(False, "TLS: " + ("; ".join(entry[2] for entry in error.args[0]) or "error"))
         return chunks[0] if len(chunks) == 1 else b"".join(chunks), end
