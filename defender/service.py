@@ -58,7 +58,7 @@ def _listen_spec(settings: Settings) -> ListenSpec:
         return read_spec(
             listen.mode,
             listen.tcp,
-            [str(path) for path in listen.unix],
+            listen.unix,
             unix_mode=listen.unix_mode,
             unix_group=listen.unix_group,
         )
@@ -397,7 +397,8 @@ class Defender(MultiService):
         mode = parse_mode(str(arguments["mode"]))
 
         def answer(report: Report) -> Answer:
-            served = report.outcome in ("switched", "unchanged")
+            # "partial": switched, but the mode could not be kept on disk; that is said and is no failure.
+            served = report.outcome in ("switched", "unchanged", "partial")
             result = {"mode": self.listener.actual, "outcome": report.outcome, **self.listener.status()}
             if served and report.reason:
                 result["warning"] = report.reason

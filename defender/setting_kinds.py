@@ -7,7 +7,6 @@ users, groups and hosts are not resolved here either.
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import re
 from collections.abc import Callable
@@ -15,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-#: Longest path that fits a unix socket address on Linux (`sun_path` has 108 bytes, the last one is the NUL).
-MAX_SOCKET_PATH: Final = 107
+from defender.listener.spec import MAX_PATH_BYTES, parse_tcp, parse_unix
+
+#: Longest path of a unix socket.
+MAX_SOCKET_PATH: Final = MAX_PATH_BYTES
 
 MODES: Final = ("none", "unix", "tcp", "unix+tcp")
 
@@ -98,6 +99,15 @@ def _tcp_value(value: object) -> str:
     return text
 
 
+def _unix_value(value: object, base: Path) -> str:
+    """``fd://NAME`` as it is; of a path, or ``unix://`` and a path, the absolute path."""
+    text = _text_value(value)
+    if not text.startswith(("fd://", "tcp://")):
+        text = str(path_value(text.removeprefix("unix://"), base))
+    parse_unix(text)
+    return text
+
+
 def _list_of(item: Callable[[object, Path], Any], name: str) -> Kind:
     def read(value: object, base: Path) -> tuple[Any, ...]:
         if not isinstance(value, list):
@@ -143,28 +153,9 @@ def toml_type(value: object) -> str:
     return names.get(type(value), "a date or time")
 
 
-def parse_tcp(address: str) -> tuple[str, int]:
-    """IP literal and port of ``0.0.0.0:9998`` or ``[::]:9998``; raises ValueError with the words for a
-    person.
-    """
-    host, colon, port = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        literal, version = host[1:-1], 6
-    else:
-        literal, version = host, 4
-    try:
-        if not colon or re.fullmatch(r"[0-9]{1,5}", port) is None or int(port) > 65535:
-            raise ValueError(port)
-        if ipaddress.ip_address(literal).version != version:
-            raise ValueError(literal)
-    except ValueError:
-        raise ValueError(f"{address!r} is not IP:PORT, such as 0.0.0.0:9998 or [::]:9998") from None
-    return literal, int(port)
-
-
 PATH: Final = Kind("path", path_value)
-TCP: Final = _list_of(lambda value, base: _tcp_value(value), "`IP:PORT` addresses")
-PATHS: Final = _list_of(path_value, "paths")
+TCP: Final = _list_of(lambda value, base: _tcp_value(value), "`IP:PORT` or `fd://NAME`")
+UNIX: Final = _list_of(_unix_value, "paths or `fd://NAME`")
 FILE_MODE: Final = Kind("octal file mode in quotes", _mode_value)
 ENGINE: Final = Kind("`unix://` and an absolute path", _engine_value)
 NAME: Final = text(

@@ -30,12 +30,11 @@ from defender.setting_kinds import (
     MODES,
     NAME,
     PATH,
-    PATHS,
     PREFIX,
     TCP,
+    UNIX,
     choice,
     count,
-    parse_tcp,
     seconds,
 )
 from defender.settings_reading import Reading, SettingsError, about
@@ -139,10 +138,18 @@ class ListenSettings:
 
     mode: str = field(metadata=about(choice(*MODES), "Which listeners are open.", default="tcp"))
     tcp: tuple[str, ...] = field(
-        metadata=about(TCP, "Addresses of the TLS listener; IPv6 in brackets.", default=["0.0.0.0:9998"])
+        metadata=about(
+            TCP,
+            "Addresses of the TLS listener; IPv6 in brackets; `fd://NAME` for a socket that systemd passes.",
+            default=["0.0.0.0:9998"],
+        )
     )
-    unix: tuple[Path, ...] = field(
-        metadata=about(PATHS, "Paths of the unix listener.", under_state="docker.sock")
+    unix: tuple[str, ...] = field(
+        metadata=about(
+            UNIX,
+            "Paths of the unix listener, or `fd://NAME` for a socket that systemd passes.",
+            under_state="docker.sock",
+        )
     )
     unix_mode: int = field(metadata=about(FILE_MODE, "File mode of the unix sockets.", default="0660"))
     unix_group: str = field(
@@ -157,11 +164,6 @@ class ListenSettings:
             default=0.0,
         )
     )
-
-    @property
-    def tcp_addresses(self) -> tuple[tuple[str, int], ...]:
-        """`tcp` as (IP literal, port) pairs."""
-        return tuple(parse_tcp(address) for address in self.tcp)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,7 +373,7 @@ def _default_text(entry: dataclasses.Field[Any]) -> str:
         return "the short host name"
     if entry.metadata["under_state"]:
         path = f'"STATE/{entry.metadata["under_state"]}"'
-        return f"[{path}]" if entry.metadata["kind"] is PATHS else path
+        return f"[{path}]" if entry.metadata["kind"] is UNIX else path
     default = entry.metadata["default"]
     if default is MISSING:
         return ""
@@ -460,7 +462,7 @@ def _contradictions(settings: Settings, problem: Callable[[tuple[str, ...], str]
             problem(
                 key, f"{str(path)!r} is longer than {MAX_SOCKET_PATH} bytes, the most for a socket's path"
             )
-    if settings.control.socket in listen.unix:
+    if str(settings.control.socket) in listen.unix:
         problem(("control", "socket"), "is also in listen.unix; they must differ")
     if settings.engine.pool > settings.engine.max_connections:
         problem(

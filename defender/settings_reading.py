@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from defender.contract.errors import ContractError, Problem
-from defender.setting_kinds import PATHS, Kind, path_value, toml_type
+from defender.setting_kinds import UNIX, Kind, path_value, toml_type
 from defender.toml_marks import line_index
 
 
@@ -125,7 +125,7 @@ class Reading:
             return kind.read(given[entry.name], self.base)
         if entry.metadata["under_state"]:
             path = state / entry.metadata["under_state"]
-            return (path,) if kind is PATHS else path
+            return (str(path),) if kind is UNIX else path
         if entry.metadata["host"]:
             try:
                 return kind.read(self.host_name, self.base)

@@ -2,9 +2,9 @@
 
 A client must show a certificate that ends, unbroken, in one of the anchors of `TLSFiles.client_ca` and
 nowhere else: the anchors are the user intermediates themselves (partial chain), so that a certificate of the
-fleet's intermediate under the same root is refused, and the machine's own trust store is never looked at. Then
-it must pass ``verify``, the checks of the user's identity. Whatever fails, the client gets an alert and the
-stream's `HandshakeError` says which check failed and for whom.
+fleet's intermediate under the same root is refused, and the machine's own trust store is never looked at.
+Then it must pass ``verify``, the checks of the user's identity. Whatever fails, the client gets an alert and
+the stream's `HandshakeError` says which check failed and for whom.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL, crypto
 
-# Two things that pyOpenSSL has no method for: the list of groups, and, inside the verify callback, the leaf and
-# an error code of our own, which decides the alert. Twisted's _sslverify reaches for the same binding.
+# Two things that pyOpenSSL has no method for: the list of groups, and, inside the verify callback, the leaf
+# and an error code of our own, which decides the alert. Twisted's _sslverify uses the same binding.
 from OpenSSL._util import ffi, lib
 
 from defender.contract.errors import IdentityError
@@ -74,8 +74,8 @@ def server_context(
 ) -> SSL.Context:
     """Make the context of a listener that requires client certificates.
 
-    ``verify`` is given the client's certificate once its chain holds and raises IdentityError to refuse it; by
-    default it asks for a user of ``trust_domain`` (`subject_of_certificate`). ``minimum`` is ``"1.3"`` or
+    ``verify`` is given the client's certificate once its chain holds and raises IdentityError to refuse it;
+    by default it asks for a user of ``trust_domain`` (`subject_of_certificate`). ``minimum`` is ``"1.3"`` or
     ``"1.2"``. Raises TLSFilesError.
     """
     if verify is None:

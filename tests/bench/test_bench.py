@@ -33,7 +33,7 @@ class Configuration(SynchronousTestCase):
         scene = Scene(directory, directory / "engine.sock", chain, key, clients, 0)
         text = defender_settings(scene, directory, 9998)
         settings = read_settings(text, source="bench", base=directory, host_name="bench")
-        self.assertEqual(settings.listen.tcp_addresses, (("127.0.0.1", 9998),))
+        self.assertEqual(settings.listen.tcp, ("127.0.0.1:9998",))
         self.assertEqual(settings.engine.socket, str(directory / "engine.sock"))
         self.assertEqual(settings.tls.client_ca, directory / "users.pem")
 

@@ -37,8 +37,8 @@ class Defaults(SynchronousTestCase):
         self.assertEqual(settings.engine.response_timeout, 60.0)
         self.assertEqual(settings.engine.action_timeout, 3600.0)
         self.assertEqual(settings.listen.mode, "tcp")
-        self.assertEqual(settings.listen.tcp_addresses, (("0.0.0.0", 9998),))
-        self.assertEqual(settings.listen.unix, (Path("/var/lib/defender/docker.sock"),))
+        self.assertEqual(settings.listen.tcp, ("0.0.0.0:9998",))
+        self.assertEqual(settings.listen.unix, ("/var/lib/defender/docker.sock",))
         self.assertEqual(settings.listen.unix_mode, 0o660)
         self.assertEqual(settings.tls.key, Path("/var/lib/defender/tls/server.key"))
         self.assertEqual(settings.tls.minimum, "1.3")
@@ -60,12 +60,12 @@ class Defaults(SynchronousTestCase):
         settings = read(
             STATE
             + 'name = "db-7"\n[engine]\nresponse_timeout = 3\n[listen]\nmode = "unix+tcp"\n'
-            + 'tcp = ["[::1]:0", "10.0.0.1:2376"]\nunix = ["a.sock", "/run/b.sock"]\nunix_mode = "600"\n'
+            + 'tcp = ["[::1]:0", "10.0.0.1:2376"]\nunix = ["a.sock", "unix:///run/b.sock", "fd://d"]\nunix_mode = "600"\n'
         )
         self.assertEqual(settings.defender.name, "db-7")
         self.assertIsInstance(settings.engine.response_timeout, float)
-        self.assertEqual(settings.listen.tcp_addresses, (("::1", 0), ("10.0.0.1", 2376)))
-        self.assertEqual(settings.listen.unix, (BASE / "a.sock", Path("/run/b.sock")))
+        self.assertEqual(settings.listen.tcp, ("[::1]:0", "10.0.0.1:2376"))
+        self.assertEqual(settings.listen.unix, (f"{BASE}/a.sock", "/run/b.sock", "fd://d"))
         self.assertEqual(settings.listen.unix_mode, 0o600)
 
 
@@ -118,11 +118,13 @@ class Problems(SynchronousTestCase):
         for table, line, words in (
             ("listen", 'mode = "both"', "'both' is not one of none, unix, tcp, unix+tcp"),
             ("listen", 'tcp = "0.0.0.0:1"', "must be a list in square brackets, not a string"),
-            ("listen", 'tcp = ["localhost:9998"]', "'localhost:9998' is not IP:PORT"),
-            ("listen", 'tcp = ["0.0.0.0:65536"]', "is not IP:PORT"),
-            ("listen", 'tcp = ["::1:9998"]', "is not IP:PORT"),
-            ("listen", 'tcp = ["[127.0.0.1]:9998"]', "is not IP:PORT"),
+            ("listen", 'tcp = ["localhost:9998"]', "a host name is not looked up; write an IP address"),
+            ("listen", 'tcp = ["0.0.0.0:65536"]', "'65536' is not a port (0 to 65535)"),
+            ("listen", 'tcp = ["::1:9998"]', "write an IPv6 address in brackets"),
+            ("listen", 'tcp = ["[127.0.0.1]:9998"]', "an IPv4 address stands without brackets"),
             ("listen", 'tcp = ["0.0.0.0:1", "0.0.0.0:1"]', "'0.0.0.0:1' is listed twice"),
+            ("listen", 'tcp = ["fd://a b"]', "write fd://NAME"),
+            ("listen", 'unix = ["tcp://0.0.0.0:1"]', "a TCP address where a unix socket is expected"),
             ("listen", "tcp = []", "must not be empty in mode 'tcp'"),
             ("listen", "unix_mode = 660", "must be a string in quotes, not a whole number"),
             ("listen", 'unix_mode = "0888"', "'0888' is not an octal file mode such as \"0660\""),

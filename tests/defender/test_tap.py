@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
-from types import ModuleType
 from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
+from defender import service
 from defender.contract.errors import ContractError
 from defender.tap import Options, makeService
 
@@ -69,9 +68,7 @@ class MakeServiceTests(SynchronousTestCase):
     """The settings and the reactor reach the composition root."""
 
     def compose(self, make_service: Any) -> Any:
-        module = ModuleType("defender.service")
-        module.make_service = make_service  # type: ignore[attr-defined]
-        self.patch(sys, "modules", {**sys.modules, "defender.service": module})
+        self.patch(service, "make_service", make_service)
         options = Options()
         options.settings = "the settings"  # type: ignore[assignment]
         return makeService(options, "the reactor")
