@@ -136,11 +136,15 @@ class ClientEnd:
             return
         with contextlib.suppress(BlockingIOError):
             self.client._in.write(self.socket.recv(65536))
-        with contextlib.suppress(ssl.SSLWantReadError):
+        try:
             while self.shaken and not self.over:
                 data = self.client.tls.read(65536)
                 self.data += data
-                self.over = not data
+                self.over = not data  # close_notify is told in two ways
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.over = True
 
     def is_done(self) -> bool:
         return self.socket.fileno() == -1
