@@ -60,7 +60,8 @@ class Defaults(SynchronousTestCase):
         settings = read(
             STATE
             + 'name = "db-7"\n[engine]\nresponse_timeout = 3\n[listen]\nmode = "unix+tcp"\n'
-            + 'tcp = ["[::1]:0", "10.0.0.1:2376"]\nunix = ["a.sock", "unix:///run/b.sock", "fd://d"]\nunix_mode = "600"\n'
+            + 'tcp = ["[::1]:0", "10.0.0.1:2376"]\nunix = ["a.sock", "unix:///run/b.sock", "fd://d"]\n'
+            + 'unix_mode = "600"\n'
         )
         self.assertEqual(settings.defender.name, "db-7")
         self.assertIsInstance(settings.engine.response_timeout, float)
