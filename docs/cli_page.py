@@ -39,8 +39,8 @@ _VARIABLES: Final = {
     "FLEET_STATE": ("`.state`", "Directory for everything that is written."),
     "ENGINE": (
         "`unix:///var/run/docker.sock`",
-        "The Engine to guard. If it is not set and none answers, root on Debian or Ubuntu gets one installed, "
-        "and started under `FLEET_STATE`.",
+        "The Engine to guard. If it is not set and none answers, root on Debian or Ubuntu gets one "
+        "installed, and started under `FLEET_STATE`.",
     ),
     "DEFENDER_PORT": ("`9998`", "Port of the TLS listener, on all IPv4 addresses."),
     "LISTEN": (
@@ -49,8 +49,8 @@ _VARIABLES: Final = {
     ),
     "POLICY": (
         "a start policy",
-        "The policy file to watch. The start policy lets `admin`, and over unix the user who ran `make up`, do "
-        "everything.",
+        "The policy file to watch. The start policy lets `admin`, and over unix the user who ran `make up`, "
+        "do everything.",
     ),
     "DEFENDER_NAME": ("the short host name", "Name of this host in policies and events."),
     "MODE": ("`standalone`", "The only one there is."),
