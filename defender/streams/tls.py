@@ -197,8 +197,7 @@ class TLSStream(SocketStream):
         self._established = True
         if self._out:
             self._start_writing()
-        # OpenSSL may already hold what the peer sent with its last message.
-        self._more = True
+        self._more = self._connection.pending() > 0
         handshake = self._end_handshake()
         if handshake is not None:
             handshake.callback(self)
@@ -340,14 +339,11 @@ class TLSStream(SocketStream):
             while True:
                 data = receive(RECORD)
                 chunks.append(data)
-                if len(data) < RECORD:
-                    # Probably all there is. If not, the rest lies in the kernel, and it will say so: OpenSSL
-                    # takes one record at a time.
-                    self._more = self._connection.pending() > 0
-                    break
                 budget -= RECORD
-                if budget <= 0:
-                    self._more = True
+                if len(data) < RECORD or budget <= 0:
+                    # A short record is probably the last. What there is else lies in the kernel, and it will
+                    # say so: OpenSSL takes one record at a time (read_ahead is off).
+                    self._more = self._connection.pending() > 0
                     break
         except SSL.WantReadError:
             pass

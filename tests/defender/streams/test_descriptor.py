@@ -74,6 +74,7 @@ class EndTests(StreamCase):
         stream.write(b"x" * 3_000_000)
         last = os.urandom(150_000)
         client.sendall(last)
+        await self.until(lambda: stream not in self.reactor.getReaders())
         client.close()  # with our output unread
         await self.until(lambda: stream.pending == 0)
         self.assertEqual(receiver.calls, ["write_full", "write_drained"])

@@ -410,8 +410,7 @@ class FlowTests(TLSCase):
         self.assertEqual(seen, total)
         self.assertLessEqual(receiver.largest, 256 * 1024)
 
-    async def test_resuming_delivers_what_openssl_holds(self) -> None:
-        """No event of the kernel tells of bytes that were read from it already."""
+    async def test_a_receiver_that_pauses_after_every_piece_gets_everything(self) -> None:
         client, stream = await self.connect()
         receiver = Recorder(stream)
         receiver.hooks["data_received"] = stream.pause_reading
@@ -421,6 +420,21 @@ class FlowTests(TLSCase):
             stream.resume_reading()
             await receiver.until_bytes(seen + 1)
         self.assertEqual(len(receiver.data), 3 * MIB // 2)
+
+    async def test_trap_5_pausing_before_the_handshake_does_not_stall_it(self) -> None:
+        sock, server = tcp_pair()
+        client = TLSClient(sock, fleet().client_context(self.version))
+        stream = self.tls(server, fleet().context())
+        receiver = Recorder(stream)
+        stream.pause_reading()
+        stream.write(b"greeting")
+        await gatherResults([stream.handshake(), self.in_thread(client.handshake)])
+        client.send(b"request")
+        self.assertEqual(await self.in_thread(client.recv_exactly, 8), b"greeting")
+        self.assertEqual(receiver.calls, [])
+        stream.resume_reading()
+        await receiver.until_bytes(7)
+        sock.close()
 
     async def test_many_small_writes_share_records_and_keep_their_order(self) -> None:
         client, stream = await self.connect()
