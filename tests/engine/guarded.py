@@ -1,0 +1,350 @@
+"""Real defenders, started with `twistd defender`, in front of a real Engine.
+
+One of them, `guarded`, serves the whole test process, on TLS and on a unix socket. Tests that switch
+listeners, cut an Engine off or count descriptors start one of their own. Each has a state directory of its
+own, is ended by its pid, and ends by itself when the test process is killed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from deploy.docker_api import answers
+from deploy.processes import Process, wait_until
+from tests.engine.dockerd import client_environment, engine
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BRUCE = "bruce@example.com"
+CAROL = "carol@example.com"
+
+POLICY = """\
+schema: 1
+rules:
+  - name: admin_rule
+    users: [admin]
+    effect: allow
+  - name: root_rule
+    users: [root]
+    via: [unix]
+    effect: allow
+  - name: devs_rule
+    groups: ["Dev team"]
+    effect: allow
+    actions: [container_list, container_logs, container_inspect, docker_ping, docker_version]
+  - name: builders_rule
+    groups: [Builders]
+    effect: allow
+    actions: ["image_*", "container_*", "docker_*"]
+"""
+"""Admin may do everything, Dev team reads, Builders have every ordinary action: neither session nor grpc."""
+
+START_PATIENCE = 30.0
+STOP_PATIENCE = 15.0
+EVENT_PATIENCE = 15.0
+
+Event = dict[str, Any]
+
+
+@functools.cache
+def scratch() -> Path:
+    """Return a directory for this test process, removed at its end; short, for sockets lie in it."""
+    directory = Path(tempfile.mkdtemp(prefix="dfleet-e2e-", dir="/tmp"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def program(name: str, *arguments: str) -> list[str]:
+    """Return the command of one of our programs, in the environment that runs the tests."""
+    beside = Path(sys.executable).with_name(name)
+    if name == "defenderctl" and not beside.exists():
+        return [sys.executable, "-c", "from controller.cli.main import main; main()", *arguments]
+    return [str(beside), *arguments]
+
+
+def program_environment() -> dict[str, str]:
+    """Return the environment of our programs: the checkout, and nothing that the caller's shell is set to."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+    return {**kept, "PYTHONPATH": str(ROOT)}
+
+
+def defenderctl(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run defenderctl; what it writes is in `stdout`, errors included."""
+    done = subprocess.run(
+        program("defenderctl", *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=program_environment(),
+        timeout=60,
+        check=False,
+    )
+    assert not (check and done.returncode), f"defenderctl {' '.join(arguments)}: {done.stdout}"
+    return done
+
+
+@functools.cache
+def authority() -> Path:
+    """Return a state directory with an authority and a server certificate, shared by all defenders here."""
+    state = scratch() / "authority"
+    defenderctl("pki", "init", "--state", str(state))
+    defenderctl("pki", "server", "--state", str(state), "--name", "127.0.0.1", "--name", "localhost")
+    return state
+
+
+@functools.cache
+def certificates(user: str, *groups: str) -> Path:
+    """Return the DOCKER_CERT_PATH of a user."""
+    out = scratch() / "certificates" / "-".join((user, *groups)).replace(" ", "_")
+    options = [word for group in groups for word in ("--group", group)]
+    state = str(authority())
+    defenderctl("pki", "issue", "--state", state, "--user", user, *options, "--out", str(out))
+    return out
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Trail:
+    """The events of one defender, read from its file as they come."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def mark(self) -> int:
+        """Return the place where the next event will be written."""
+        try:
+            return self.file.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def read(self, since: int = 0) -> list[Event]:
+        """Return the whole events written since a mark."""
+        try:
+            with self.file.open("rb") as file:
+                file.seek(since)
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines[:-1]]
+
+    def wait_for(
+        self,
+        wanted: Callable[[Event], bool],
+        *,
+        since: int = 0,
+        count: int = 1,
+        patience: float = EVENT_PATIENCE,
+    ) -> list[Event]:
+        """Wait until `count` events since a mark are wanted, and return all wanted ones.
+
+        Raises:
+            AssertionError: with the events that did come, when these do not within `patience` seconds.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            events = self.read(since)
+            found = [event for event in events if wanted(event)]
+            if len(found) >= count:
+                return found
+            if time.monotonic() > deadline:
+                came = "\n".join(json.dumps(event) for event in events[-20:])
+                raise AssertionError(
+                    f"{len(found)} of {count} events came in {patience} s; the last:\n{came}"
+                )
+            time.sleep(0.01)
+
+
+def of(action: str, phase: str = "result", **path: str) -> Callable[[Event], bool]:
+    """Return a test for events of one action and phase; `target="x"` compares `req.target` as well."""
+
+    def wanted(event: Event) -> bool:
+        request = event["req"]
+        return (
+            request["action"] == action
+            and event["phase"] == phase
+            and all(request.get(key) == value for key, value in path.items())
+        )
+
+    return wanted
+
+
+class Guarded:
+    """One defender.
+
+    Args:
+        engine_address: the Engine it guards, as in DOCKER_HOST; the shared one by default.
+        mode: of its listeners.
+        policy: text of its policy file.
+        settings: more keys of its settings by table, as TOML text: ``{"limits": "linger = 1"}``.
+        tls: directory of server.pem, server.key and client-ca.pem; by default the shared authority's.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine_address: str | None = None,
+        mode: str = "unix+tcp",
+        policy: str = POLICY,
+        settings: Mapping[str, str] | None = None,
+        tls: Path | None = None,
+    ) -> None:
+        self.state = Path(tempfile.mkdtemp(prefix="d", dir=scratch()))
+        self.port = free_port()
+        self.mode = mode
+        self.socket = self.state / "docker.sock"
+        self.log = self.state / "defender.log"
+        self.policy = self.state / "policy.yaml"
+        self.policy.write_text(policy, "utf-8")
+        self.trail = Trail(self.state / "audit" / "events.jsonl")
+        self._engine_address = engine_address or engine().address
+        self._extra = dict(settings or {})
+        self._tls = tls or authority() / "tls"
+        self._child: subprocess.Popen[bytes] | None = None
+        self.write_settings()
+
+    # -- its files
+
+    def write_settings(self) -> None:
+        """Write its settings file from `mode`, `port` and what it was made with."""
+        tables = {
+            "defender": f'state = "{self.state}"\nname = "e2e"',
+            "engine": f'address = "{self._engine_address}"',
+            "listen": f'mode = "{self.mode}"\ntcp = ["127.0.0.1:{self.port}"]\nunix = ["{self.socket}"]',
+            "tls": "\n".join(
+                f'{key} = "{self._tls / name}"'
+                for key, name in (
+                    ("certificate", "server.pem"),
+                    ("key", "server.key"),
+                    ("client_ca", "client-ca.pem"),
+                )
+            ),
+        }
+        names = [*tables, *(name for name in self._extra if name not in tables)]
+        text = "".join(f"[{name}]\n{tables.get(name, '')}\n{self._extra.get(name, '')}\n" for name in names)
+        (self.state / "defender.toml").write_text(text, "utf-8")
+
+    # -- its process
+
+    @property
+    def pid(self) -> int:
+        assert self._child is not None, "it was not started"
+        return self._child.pid
+
+    def start(self, *, ready: Callable[[], bool] | None = None) -> Guarded:
+        """Start it and wait until it serves where its mode says, or until `ready`."""
+        command = [
+            "setpriv",
+            "--pdeathsig=TERM",
+            "--",
+            *program("twistd"),
+            "--nodaemon",
+            f"--pidfile={self.state / 'twistd.pid'}",
+            f"--logfile={self.log}",
+            "defender",
+            "--state",
+            str(self.state),
+        ]
+        with (self.state / "output").open("ab") as output:
+            self._child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self.state,
+                env=program_environment(),
+                start_new_session=True,
+            )
+        child = self._child
+        check = ready or self.serves
+        wait_until(lambda: child.poll() is not None or check(), START_PATIENCE, 0.02)
+        if child.poll() is not None or not check():
+            words = self.words()
+            self.stop()
+            raise AssertionError(f"the defender did not come up:\n{words}")
+        return self
+
+    def stop(self) -> None:
+        """End it by its pid."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        process = Process.of(child.pid)
+        if process is not None:
+            process.end(STOP_PATIENCE)
+        child.wait(STOP_PATIENCE)
+
+    def words(self) -> str:
+        """Return what it has written: its log, and what came before that."""
+        texts = []
+        for file in (self.state / "output", self.log):
+            with contextlib.suppress(FileNotFoundError):
+                texts.append(file.read_text("utf-8", "replace"))
+        return "".join(texts)
+
+    def serves(self) -> bool:
+        """Tell whether it answers on every listener of `mode`."""
+        return ("tcp" not in self.mode or answers(self.tcp_address, certificates("admin"))) and (
+            "unix" not in self.mode or (self.socket.exists() and answers(self.unix_address))
+        )
+
+    def resident(self) -> int:
+        """Return the bytes of memory that it holds (VmRSS of proc(5))."""
+        for line in Path(f"/proc/{self.pid}/status").read_text("ascii").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("the defender is gone")
+
+    def descriptors(self) -> Iterator[str]:
+        """Yield what each of its open descriptors is."""
+        directory = f"/proc/{self.pid}/fd"
+        for name in os.listdir(directory):
+            with contextlib.suppress(FileNotFoundError):
+                yield os.readlink(f"{directory}/{name}")
+
+    def sockets(self) -> int:
+        """Return how many sockets it has open."""
+        return sum(target.startswith("socket:") for target in self.descriptors())
+
+    # -- how clients reach it
+
+    @property
+    def tcp_address(self) -> str:
+        return f"tcp://127.0.0.1:{self.port}"
+
+    @property
+    def unix_address(self) -> str:
+        return f"unix://{self.socket}"
+
+    def tls(self, user: str = "admin", *groups: str) -> dict[str, str]:
+        """Return the environment of a docker client that comes with a user's certificate."""
+        return client_environment(self.tcp_address, certificates(user, *groups))
+
+    def unix(self) -> dict[str, str]:
+        """Return the environment of a docker client on the unix socket."""
+        return client_environment(self.unix_address)
+
+
+@functools.cache
+def guarded() -> Guarded:
+    """Return this process's defender in front of the shared Engine; it runs."""
+    defender = Guarded()
+    atexit.register(defender.stop)
+    return defender.start()
