@@ -27,7 +27,7 @@ _SENTINEL = f"GET {SENTINEL} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 @dataclass(slots=True)
 class Step:
-    """One answer: what was asked as the readers see it (None: they refuse it), and what reached the Engine."""
+    """One answer: what was asked as the readers see it (None: they refuse it), what reached the Engine."""
 
     seen: Seen | None
     answer: Answer
@@ -88,10 +88,9 @@ class Player:
             else:
                 answers = peer.answers(method)
             reached += case.tap.take()
-            mine = (
-                seen is not None and reached and reached[0].line == canonical_line(seen) and self._may(seen)
-            )
-            step = Step(seen, answers[-1], [reached.pop(0)] if mine else [])
+            step = Step(seen, answers[-1], [])
+            if seen is not None and reached and reached[0].line == canonical_line(seen):
+                step.forwarded.append(reached.pop(0))
             played.steps.append(step)
             continues = seen is not None and seen.head.expect_continue and self._may(seen)
             case.assertEqual([answer.status for answer in answers[:-1]], [100] * continues, what)
@@ -111,9 +110,8 @@ class Player:
             reached += case.tap.take()
             case.assertEqual(reached.pop().line, f"GET {SENTINEL}", what)
         reached += case.tap.take()
-        case.assertEqual(
-            [request.line for request in reached], [], f"{what}: reached the Engine and must not"
-        )
+        lines = [request.line for request in reached]
+        case.assertEqual(lines, [], f"{what}: reached the Engine and must not")
 
     def _may(self, seen: Seen) -> bool:
         action = seen.operation.action

@@ -68,14 +68,14 @@ class Bodies:
                 played = player.play(self.filled(vector), vector.id)
                 self.assertIn(played.outcome, vector.expected, vector.id)
                 self.compare(vector, played)
-                if (
-                    self.recorded
-                    and played.outcome[0] not in (REFUSED, "unknown")
-                    and vector.id not in OTHER_STATE
-                ):
-                    fact = str(vector.facts.get("engine_20_10_24", {}).get("status", ""))
-                    if fact:
-                        self.assertEqual(played.steps[0].answer.status, int(fact[9:12]), vector.id)
+                self.compare_with_recording(vector, played)
+
+        def compare_with_recording(self, vector: Vector, played: Played) -> None:
+            """What runs gets the status that was recorded on an Engine of this version."""
+            fact = str(vector.facts.get("engine_20_10_24", {}).get("status", ""))
+            runs = played.outcome[0] not in (REFUSED, "unknown")
+            if self.recorded and runs and fact and vector.id not in OTHER_STATE:
+                self.assertEqual(played.steps[0].answer.status, int(fact[9:12]), vector.id)
 
         def check_as_reader(self, group: str) -> None:
             player = Player(self, "reader", READABLE)
