@@ -62,7 +62,7 @@ class GoneTests(StreamCase):
     async def test_a_live_peer_that_reads_nothing_is_not_gone(self) -> None:
         """No TCP_USER_TIMEOUT: the kernel would end the connection of a reader who pauses that long."""
         client, server = tcp_pair()
-        stream = self.plain(server, keepalive=KeepAlive(count=1, unanswered=0))
+        stream = self.plain(server, keepalive=KeepAlive(count=1, unanswered=-1))
         Recorder(stream)
         stream.write(b"x" * 20_000_000)
         self.assertEqual(server.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 0)

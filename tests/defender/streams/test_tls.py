@@ -156,7 +156,7 @@ class EndTests(TLSCase):
 
     async def test_close_sends_close_notify_then_fin_and_drains(self) -> None:
         """Trap 7: what the client still sends does not destroy the answer."""
-        client, stream = await self.connect()
+        client, stream = await self.connect(linger=60)
         receiver = Recorder(stream)
         answer = os.urandom(600_000)
         client.send(b"u" * 300_000)
@@ -208,6 +208,22 @@ class EndTests(TLSCase):
         stream.half_close()
         await receiver.until_lost()
         self.assertTrue(receiver.lost and receiver.lost.clean)
+
+    async def test_an_end_found_with_the_last_bytes_waits_for_a_paused_receiver(self) -> None:
+        client, stream = await self.connect()
+        client.tls.write(b"d" * 16384)  # one whole record: the stream reads on and finds close_notify
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.tls.unwrap()
+        client.flush()
+        receiver = Recorder(stream)
+        receiver.hooks["data_received"] = stream.pause_reading
+        await receiver.until_bytes(16384)
+        for _ in range(3):
+            await self.turn()
+        self.assertEqual(receiver.calls, ["data_received"])
+        stream.resume_reading()
+        self.assertEqual(receiver.calls, ["data_received"], "nothing is called from inside resume_reading()")
+        await receiver.until_ended()
 
     async def test_a_write_that_fails_ends_the_stream(self) -> None:
         """Even while reading is paused; OpenSSL would read no more."""
