@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.threads import deferToThreadPool
 from twisted.trial.unittest import TestCase
@@ -351,3 +351,18 @@ class Fleet:
 @functools.cache
 def fleet() -> Fleet:
     return Fleet()
+
+
+class TLSCase(StreamCase):
+    """A test case that connects clients to TLS streams."""
+
+    version = ssl.TLSVersion.TLSv1_3
+
+    async def connect(self, **options: Any) -> tuple[TLSClient, TLSStream]:
+        sock, server = tcp_pair()
+        self.addCleanup(sock.close)
+        client = TLSClient(sock, fleet().client_context(self.version))
+        stream = self.tls(server, fleet().context(), **options)
+        shaken = stream.handshake()
+        await gatherResults([self.in_thread(client.handshake), shaken])
+        return client, stream
