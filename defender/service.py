@@ -155,7 +155,6 @@ class Defender(MultiService):
             connections=settings.limits.connections,
             handshake_timeout=settings.limits.handshake_timeout,
             linger=settings.limits.linger,
-            trust_domain=settings.defender.trust_domain,
             load_context=self._load_context,
             identify=self._names.identify,
             accept=self.proxy.accept,

@@ -16,9 +16,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from defender.contract.errors import IdentityError
 from defender.contract.facts import Subject
-from defender.contract.identity import printable, subject_of_certificate
+from defender.contract.identity import CertificateSubject, printable
 from defender.listener.connection import Accept, Connection, Refusal
 from defender.listener.spec import Kind
 from defender.streams.interface import Lost
@@ -43,7 +42,6 @@ class Terms:
     connections: int
     handshake_timeout: float
     linger: float
-    trust_domain: str
     load_context: Callable[[], SSL.Context]
     identify: Identify
     accept: Accept
@@ -223,13 +221,10 @@ class Reception:
         if guest.over:
             return
         address, port = stream.peer_address or (None, 0)
-        certificate = stream.certificate
-        try:
-            if certificate is None:
-                raise IdentityError("certificate", "the peer has none")
-            found = subject_of_certificate(certificate, self.terms.trust_domain)
-        except IdentityError as error:
-            self._refuse(Refusal("tls", error.check, error.detail, error.subject, address, port))
+        # The check was made in the handshake, where a refusal still reaches the client as an alert.
+        found = stream.verified
+        if not isinstance(found, CertificateSubject):
+            self._refuse(Refusal("tls", "certificate", "was not checked in the handshake", "", address, port))
             guest.abort()
             return
         subject = Subject(

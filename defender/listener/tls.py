@@ -132,7 +132,7 @@ def _require_certificate(context: SSL.Context, verify: Callable[[x509.Certificat
             return 1
         leaf = _leaf_of(store_context)
         if ok:
-            verify(leaf)
+            check.verified = verify(leaf)
             return 1
         code = lib.X509_STORE_CTX_get_error(store_context)
         check.check = ffi.string(lib.X509_verify_cert_error_string(code)).decode()

@@ -69,14 +69,16 @@ class HandshakeError(Exception):
 
 @dataclass(slots=True)
 class PeerCheck:
-    """What a verify callback has to say of the certificate it refused.
+    """What a verify callback has to say: of the certificate it refused, or what it found in a good one.
 
-    The stream hangs one on its pyOpenSSL connection (``get_app_data()``).
+    The stream hangs one on its pyOpenSSL connection (``get_app_data()``). Sessions are never resumed, so the
+    callback is asked on each connection and `verified` is of this one.
     """
 
     check: str = ""
     subject: str = ""
     detail: str = ""
+    verified: object = None
 
 
 class TLSStream(SocketStream):
@@ -124,6 +126,11 @@ class TLSStream(SocketStream):
     def certificate(self) -> x509.Certificate | None:
         """The peer's own certificate, None before the handshake or where the context asks for none."""
         return self._certificate
+
+    @property
+    def verified(self) -> object:
+        """What the context's identity check returned for the certificate, None if it made none."""
+        return self._check.verified if self._established else None
 
     @property
     def version(self) -> str:

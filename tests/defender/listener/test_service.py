@@ -140,7 +140,6 @@ class Hall(TestCase):
             connections=self.limit,
             handshake_timeout=WAIT,
             linger=0.1,
-            trust_domain=TRUST_DOMAIN_DEFAULT,
             load_context=self.context,
             identify=lambda sock: self.identify(sock),
             accept=lambda *args: self.accept(*args),
