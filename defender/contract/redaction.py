@@ -44,9 +44,8 @@ PLAIN: Final = _words("""
 #: Parameters whose value is, or may be, the URL of something that the Engine fetches.
 URLS: Final = frozenset({"fromSrc", "remote"})
 
-_USERINFO: Final = re.compile(r"://[^/?#\s\"']*@")
-_QUERY_VALUE: Final = re.compile(r"([?&;][^=&;#\s]*)=[^&;#\s]*")
-_BARE_QUERY: Final = re.compile(r"\?[^=&;#\s]*(?=$|#|&|;)")
+_USERINFO: Final = re.compile(r"//[^/?#\s\"']*@")
+_SEPARATOR: Final = re.compile(r"([?&;])")
 
 
 def shorten(text: str, limit: int = MAX_VALUE) -> str:
@@ -77,11 +76,28 @@ def hide_url_secrets(url: str) -> str:
     elif _is_cut_password(host, tail, bool(separator)):
         return f"{scheme}{separator}{HIDDEN}"
     path, hash_mark, fragment = tail.partition("#")
-    path = _QUERY_VALUE.sub(rf"\1={HIDDEN}", path)
-    path = _BARE_QUERY.sub(f"?{HIDDEN}", path)
+    path = _hide_values(path)
     if "=" in fragment:
         fragment = HIDDEN
-    return f"{scheme}{separator}{authority}{_USERINFO.sub(f'://{HIDDEN}@', path)}{hash_mark}{fragment}"
+    return f"{scheme}{separator}{authority}{_USERINFO.sub(f'//{HIDDEN}@', path)}{hash_mark}{fragment}"
+
+
+def _hide_values(path: str) -> str:
+    """The path and query without values. One pass: a search for each separator is quadratic in what a
+    request may hold, and minutes of the reactor's time.
+    """
+    first, *rest = _SEPARATOR.split(path)
+    shown = [first]
+    in_query = False
+    for separator, piece in zip(rest[::2], rest[1::2], strict=True):
+        name, equals, _ = piece.partition("=")
+        in_query = in_query or separator == "?"
+        if equals:
+            piece = f"{name}={HIDDEN}"
+        elif separator == "?" or (in_query and piece):
+            piece = HIDDEN
+        shown += (separator, piece)
+    return "".join(shown)
 
 
 def _is_cut_password(host: str, tail: str, absolute: bool) -> bool:
@@ -125,7 +141,7 @@ def redact_query(action: str, pairs: Iterable[tuple[str, str]]) -> tuple[dict[st
 
 
 def _scrub(value: str) -> str:
-    return shorten(_USERINFO.sub(f"://{HIDDEN}@", value))
+    return shorten(_USERINFO.sub(f"//{HIDDEN}@", value))
 
 
 def _hide(action: str, key: str, value: str) -> object:

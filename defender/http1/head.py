@@ -162,7 +162,7 @@ def parse_request_head(
         if new:
             raise HTTPError(400, "the Host header is missing; HTTP/1.1 requires exactly one")
     elif host.translate(None, _HOST_BYTES):
-        raise HTTPError(400, f"the Host header {excerpt(host)} is malformed")
+        raise HTTPError(400, f"the Host header {excerpt(host.rpartition(b'@')[2])} is malformed")
     framing = Framing.NONE
     length = 0
     coding = fields.get(b"transfer-encoding")
@@ -335,8 +335,8 @@ def _request_fault(data: bytes, max_head: int) -> HTTPError:
     if not data.endswith(b"\r\n\r\n"):
         return HTTPError(400, "the request head is not made of lines ended by CRLF")
     if parts is None:
-        # Not the query: it may hold build arguments.
-        return HTTPError(400, f"the request line {excerpt(line.split(b'?')[0])} is malformed")
+        # Without showing it: it may be a URL with a password, or a body that was counted wrongly.
+        return HTTPError(400, "the request line is not of the form: METHOD /path HTTP/1.1")
     if len(parts[1]) > 16:
         return HTTPError(400, f"the method {excerpt(parts[1])} is longer than 16 characters")
     return _field_fault(rest[:-2], 400)

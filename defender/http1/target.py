@@ -142,6 +142,10 @@ def _encode(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
+    """A path for a message, without the user and password of a URL that stands where a path should."""
+    before, at, rest = text.rpartition("@")
+    if at and ("//" in before or not before.startswith("/")):
+        text = f"***@{rest}"
     return excerpt(text.encode("utf-8", "backslashreplace"), 60)
 
 
