@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Final
 
@@ -123,11 +124,10 @@ def _below(words: tuple[str, ...], command: click.Command) -> Iterator[tuple[tup
 
 def help_text(words: tuple[str, ...], command: click.Command) -> str:
     """What `WORDS --help` prints, whatever the terminal and the environment are."""
-    context = click.Context(
-        command,
-        info_name=" ".join(words),
-        terminal_width=WIDTH,
-        max_content_width=WIDTH,
-        help_option_names=["-h", "--help"],
-    )
-    return command.get_help(context).rstrip()
+    # click keeps the help option of a command's first context, which may be anybody's: a copy has its own.
+    shown = copy.copy(command)
+    shown.add_help_option = False
+    helping = click.Option(["-h", "--help"], is_flag=True, help="Show this message and exit.")
+    shown.params = [*command.params, helping]
+    context = click.Context(shown, info_name=" ".join(words), terminal_width=WIDTH, max_content_width=WIDTH)
+    return shown.get_help(context).rstrip()

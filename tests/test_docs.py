@@ -14,8 +14,13 @@ import click
 from twisted.trial.unittest import SynchronousTestCase
 
 from controller.cli.main import defenderctl
-from defender.contract.policy import load_policy
-from defender.settings import read_settings
+from defender.contract.policy import Decision, load_policy
+from defender.http1.head import MAX_HEAD
+from defender.proxy.refusal import denial_message
+from defender.settings import describe, read_settings
+from defender.streams.descriptor import READ_SIZE, READ_SIZE_BUSY
+from defender.streams.interface import HIGH_WATER, LOW_WATER
+from deploy.up import START_POLICY
 from docs.generate import DOCS
 
 ROOT = DOCS.parent
@@ -187,6 +192,60 @@ class ExampleTests(SynchronousTestCase):
         for page in PAGES:
             for block in blocks(page.read_text("utf-8"), "json"):
                 json.loads(block)
+
+    def test_the_tutorials_rule_fits_the_start_policy(self) -> None:
+        page = (DOCS / "tutorial" / "one-host-guarded.md").read_text("utf-8")
+        (rule,) = blocks(page, "yaml")
+        policy = load_policy(START_POLICY.format(admin='"admin"', owner='"alice"') + rule, "policy.yaml")
+        self.assertEqual([found.name for found in policy.rules], ["admin_rule", "owner_rule", "devs_rule"])
+
+    def test_denials_read_as_the_code_writes_them(self) -> None:
+        text = " ".join(" ".join(page.read_text("utf-8").split()) for page in PAGES)
+        decision = Decision("deny", "default", "no rule matched")
+        self.assertIn(denial_message("[Defender]", "container_list", "bruce@example.com", decision), text)
+
+
+class FigureTests(SynchronousTestCase):
+    """Numbers and names of settings in the text."""
+
+    def test_settings_that_are_named_exist(self) -> None:
+        known = {f"{setting.table}.{setting.key}" for setting in describe()}
+        tables = "|".join({setting.table for setting in describe()})
+        unknown = []
+        for page in PAGES:
+            for name in re.findall(rf"`((?:{tables})\.[a-z_]+)`", page.read_text("utf-8")):
+                if name not in known and name not in _NOT_SETTINGS:
+                    unknown.append(f"{page.relative_to(ROOT)}: {name}")
+        self.assertEqual(unknown, [])
+
+    def test_figures_beside_settings_are_their_defaults(self) -> None:
+        defaults = {f"{setting.table}.{setting.key}": setting.default for setting in describe()}
+        page = " ".join((DOCS / "explanation" / "data-path.md").read_text("utf-8").split())
+        seconds = re.findall(r"`([a-z]+\.[a-z_]+)`, ([0-9]+) (s|h)\b", page)
+        self.assertGreater(len(seconds), 5)
+        for name, number, unit in seconds:
+            self.assertEqual(float(defaults[name]), int(number) * {"s": 1, "h": 3600}[unit], name)
+        counts = re.findall(r"([0-9]+)( KiB)?(?: [a-z ,]+)? \(`([a-z]+\.[a-z_]+)`\)", page)
+        self.assertGreater(len(counts), 4)
+        for number, unit, name in counts:
+            self.assertEqual(float(defaults[name]), int(number) * (1024 if unit else 1), name)
+
+    def test_bounds_of_the_data_path_are_those_of_the_code(self) -> None:
+        page = " ".join((DOCS / "explanation" / "data-path.md").read_text("utf-8").split())
+        self.assertIn(f"more than {HIGH_WATER // 1024} KiB unsent", page)
+        self.assertIn(f"below {LOW_WATER // 1024} KiB reading goes on", page)
+        self.assertIn(f"{READ_SIZE // 1024} KiB, or {READ_SIZE_BUSY // 1024} KiB where", page)
+        self.assertIn(f"one read more, {(HIGH_WATER + READ_SIZE_BUSY) // 1024} KiB", page)
+        self.assertIn(f"at most {MAX_HEAD // 1024} KiB", page)
+
+
+_NOT_SETTINGS = frozenset(
+    (
+        *("audit.problem", "policy.problems", "policy.source"),  # keys of the status
+        *("defender.contract", "defender.socket", "defender.toml", "policy.yaml"),
+    )
+)
+"""What looks like the name of a setting and is none."""
 
 
 class NeutralityTests(SynchronousTestCase):
