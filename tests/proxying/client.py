@@ -116,7 +116,7 @@ class Peer:
     """One connection of a client.
 
     `source` holds what came and was not taken; `source.ended` after an orderly end (close_notify under TLS,
-    FIN on a unix socket). `cut` says how it ended otherwise: "truncated" or "reset". `unsent` are the bytes
+    FIN on a unix socket). `cut` says how it ended otherwise: "truncated", "reset" or "alert". `unsent` are the bytes
     (of TLS, if there is any) that nobody took any more.
     """
 
@@ -211,7 +211,10 @@ class Peer:
             return
         self.received += len(data)
         if data:
-            self._transport.unwrap(data, self.source)
+            try:
+                self._transport.unwrap(data, self.source)
+            except ssl.SSLError:
+                self.cut = "alert"
         elif isinstance(self._transport, _TLS) and not self.source.ended:
             self.cut = "truncated"
         else:

@@ -88,9 +88,9 @@ def versions() -> Requests:
     """Spellings of the version before a path."""
     spellings = (
         "v1.41 V1.41 v01.41 v1.041 v1.41. v1.41.0 v1.41.1 v1..41 v.1.41 v1 v1. v141 v1.4e1 v1,41 v1.41%20"
-        " %761.41 v%31.41 v1%2e41 v1.%341 v1.23 v1.24 v1.42 v1.56 v1.57 v1.999 v1.99999 v0.41 v2.0 v1.41/v1.41"
-        " v1.41/v1.24 v-1.41 v1.+41 v+1.41 v1.0x29 v1.%EF%BC%94%EF%BC%91 v1.41%00 v1.41; v1.41a v v. v1.41.."
-        " version 1.41 v1_41"
+        " %761.41 v%31.41 v1%2e41 v1.%341 v1.23 v1.24 v1.42 v1.56 v1.57 v1.999 v1.99999 v0.41 v2.0"
+        " v1.41/v1.41 v1.41/v1.24 v-1.41 v1.+41 v+1.41 v1.0x29 v1.%EF%BC%94%EF%BC%91 v1.41%00 v1.41;"
+        " v1.41a v v. v1.41.. version 1.41 v1_41"
     )
     for spelling in spellings.split():
         yield f"{spelling} of a list", get(f"/{spelling}/containers/json")
