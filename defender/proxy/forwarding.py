@@ -79,6 +79,11 @@ class Forwarding:
         self._sent = 0
         self._status = 0
 
+    @property
+    def is_sent(self) -> bool:
+        """True once the whole request was given to an Engine connection."""
+        return self._backend is not None and self._body is None
+
     # -- the client's side
 
     def start(self) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _HELD = 64 * 1024
 """Bytes held behind a request that is not answered yet; then reading pauses."""
 
+_TURN = 32
+"""Requests of one connection that are answered in one turn of the reactor; then others have theirs."""
+
 
 class Frontend:
     """One client connection. Implements `defender.streams.interface.Receiver`.
@@ -41,11 +44,13 @@ class Frontend:
         "_closing",
         "_deadline",
         "_exchange",
+        "_full",
         "_last_exchange",
         "_parsing",
         "_proxy",
         "_scanned",
         "_skip",
+        "_stalled",
         "_stream",
         "_waiting",
         "subject",
@@ -64,6 +69,8 @@ class Frontend:
         self._parsing = False
         self._exchange: Forwarding | None = None
         self._skip: LengthDecoder | None = None
+        self._full = False
+        self._stalled = False  # buffered requests wait for another turn, a reader, or their subject's share
         self._client_ended = False
         self._closing = False
         self._last_exchange = False
@@ -103,6 +110,8 @@ class Frontend:
             self.abort("the client vanished")
         elif self._deadline is not None and now >= self._deadline and not self._closing:
             self._timed_out()
+        elif self._stalled:
+            self._go_on()
 
     # -- Receiver: the client's side
 
@@ -134,12 +143,16 @@ class Frontend:
             self._exchange.client_ended()
 
     def write_full(self) -> None:
+        self._full = True
         if self._exchange is not None:
             self._exchange.client_full()
 
     def write_drained(self) -> None:
+        self._full = False
         if self._exchange is not None:
             self._exchange.client_drained()
+        elif self._stalled:
+            self._go_on()
 
     def connection_lost(self, reason: Lost) -> None:
         self._closing = True
@@ -152,15 +165,33 @@ class Frontend:
 
     def _parse(self) -> None:
         """Start on as many buffered requests as can be answered at once, in order."""
-        if self._parsing:
+        if self._parsing or self._stalled:
             return
         self._parsing = True
+        left = _TURN
         try:
             while self._exchange is None and self._skip is None and not self._closing and self._buffer:
+                if left == 0 or self._full or self._proxy.floods(self.subject):
+                    self._stall(soon=left == 0)
+                    break
+                left -= 1
                 if not self._parse_one():
                     break
         finally:
             self._parsing = False
+
+    def _stall(self, *, soon: bool) -> None:
+        """Leave the next requests for the next turn if `soon`, else until the client reads or a sweep."""
+        self._stalled = True
+        self._stream.pause_reading()
+        if soon:
+            self._proxy.soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._stalled and not self._closing:
+            self._stalled = False
+            self._stream.resume_reading()
+            self._parse()
 
     def _parse_one(self) -> bool:
         """Start on the first buffered request; False when there is none yet, or none that can be read."""
@@ -320,7 +351,7 @@ class Frontend:
         waiting = self._waiting
         if self._exchange is not None:
             self._exchange.timed_out(waiting)
-        elif waiting is Waiting.HEAD and self._buffer:
+        elif waiting is Waiting.HEAD and self._buffer and not self._stalled:
             self._refuse_unread(408, f"timed out waiting for {waiting.value}", None)
         else:
             # Nothing was asked, so nothing is answered: a stray 408 could be taken for the next request's

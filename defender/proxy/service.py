@@ -43,6 +43,12 @@ from defender.streams.interface import Stream
 
 _SWEEP = 1.0
 
+_DENIALS = 2000
+_DENIALS_A_SECOND = 20
+"""What one user may be denied at once and in the long run; beyond it, the user's next requests wait. Each is
+an event, and without a bound a minute of them would push all others out of the files that are kept.
+"""
+
 
 @dataclass(slots=True)
 class Counters:
@@ -98,6 +104,7 @@ class Proxy(Service):
         self._wall = wall
         self._recorder = recorder
         self._frontends: dict[Frontend, dict[str, object]] = {}
+        self._denials: dict[str, int] = {}
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = reactor
 
@@ -138,8 +145,22 @@ class Proxy(Service):
         """Tunnels open."""
         return sum(1 for frontend in self._frontends if frontend.tunnel is not None)
 
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call it in the next turn of the reactor."""
+        self._reactor.callLater(0, call)
+
+    def floods(self, subject: Subject) -> bool:
+        """True while the subject has had its share of denials."""
+        return self._denials.get(subject.user, 0) >= _DENIALS
+
+    def _denied(self, subject: Subject) -> None:
+        self._denials[subject.user] = self._denials.get(subject.user, 0) + 1
+
     def _sweep(self) -> None:
         now = self.seconds()
+        if self._denials:
+            left = ((user, count - _DENIALS_A_SECOND) for user, count in self._denials.items())
+            self._denials = {user: count for user, count in left if count > 0}
         for frontend in list(self._frontends):
             try:
                 if frontend.under_way is not None and self._expired(frontend.subject):
@@ -176,14 +197,18 @@ class Proxy(Service):
         return subject.not_after is not None and self._wall() >= subject.not_after
 
     def judge_again(self) -> int:
-        """After a policy or a lock came into force: cut the open streams it denies; how many that were."""
+        """After a policy or a lock came into force: cut the open streams it denies; how many that were.
+
+        A request that is not wholly with the Engine is cut too: its client could hold its last byte back
+        until after the lock. One that is cannot be called back, and is answered.
+        """
         cut = 0
         for frontend in list(self._frontends):
             exchange = frontend.under_way
             if exchange is None:
                 continue
             operation = exchange.inquiry.operation
-            if not (operation.streaming or operation.hijack):
+            if exchange.is_sent and not (operation.streaming or operation.hijack):
                 continue
             decision = self._decide(frontend.subject, operation)
             if decision.effect != "allow":
@@ -220,6 +245,7 @@ class Proxy(Service):
         self.counters.requests += 1
         if noted.decision.effect != "allow":
             self.counters.denied += 1
+            self._denied(frontend.subject)
         elif noted.decision.audit == "denied" and not error:
             return
         if status in (502, 503, 504) and error:
@@ -243,6 +269,7 @@ class Proxy(Service):
         """A request that could not be read was answered with `status`."""
         self.counters.requests += 1
         self.counters.unreadable += 1
+        self._denied(frontend.subject)
         described = (
             describe_unreadable(head.method, head.target) if head is not None else describe_unreadable()
         )

@@ -66,6 +66,7 @@ class ForwardingTests(HouseCase):
         client = self.house.client()
         one = b"GET /v1.41/info HTTP/1.1\r\nHost:\r\n\r\n"
         client.deliver(one * 1000)
+        self.house.clock.pump([0.001] * 40)
         self.assertEqual(client.take().count(b"HTTP/1.1 503 "), 1000)
 
     def test_chunked_answer_and_trailers(self) -> None:
