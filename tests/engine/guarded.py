@@ -195,6 +195,7 @@ class Guarded:
         policy: text of its policy file.
         settings: more keys of its settings by table, as TOML text: ``{"limits": "linger = 1"}``.
         tls: directory of server.pem, server.key and client-ca.pem; by default the shared authority's.
+        probe: DOCKER_CERT_PATH of the client that asks whether it serves; by default the admin's.
     """
 
     def __init__(
@@ -205,6 +206,7 @@ class Guarded:
         policy: str = POLICY,
         settings: Mapping[str, str] | None = None,
         tls: Path | None = None,
+        probe: Path | None = None,
     ) -> None:
         self.state = Path(tempfile.mkdtemp(prefix="d", dir=scratch()))
         self.port = free_port()
@@ -217,6 +219,7 @@ class Guarded:
         self._engine_address = engine_address or engine().address
         self._extra = dict(settings or {})
         self._tls = tls or authority() / "tls"
+        self._probe = probe or certificates("admin")
         self._child: subprocess.Popen[bytes] | None = None
         self.write_settings()
 
@@ -248,8 +251,8 @@ class Guarded:
         assert self._child is not None, "it was not started"
         return self._child.pid
 
-    def start(self, *, ready: Callable[[], bool] | None = None) -> Guarded:
-        """Start it and wait until it serves where its mode says, or until `ready`."""
+    def start(self) -> Guarded:
+        """Start it and wait until it serves where its mode says."""
         command = [
             "setpriv",
             "--pdeathsig=TERM",
@@ -273,9 +276,8 @@ class Guarded:
                 start_new_session=True,
             )
         child = self._child
-        check = ready or self.serves
-        wait_until(lambda: child.poll() is not None or check(), START_PATIENCE, 0.02)
-        if child.poll() is not None or not check():
+        wait_until(lambda: child.poll() is not None or self.serves(), START_PATIENCE, 0.02)
+        if child.poll() is not None or not self.serves():
             words = self.words()
             self.stop()
             raise AssertionError(f"the defender did not come up:\n{words}")
@@ -301,7 +303,7 @@ class Guarded:
 
     def serves(self) -> bool:
         """Tell whether it answers on every listener of `mode`."""
-        return ("tcp" not in self.mode or answers(self.tcp_address, certificates("admin"))) and (
+        return ("tcp" not in self.mode or answers(self.tcp_address, self._probe)) and (
             "unix" not in self.mode or (self.socket.exists() and answers(self.unix_address))
         )
 
