@@ -107,9 +107,9 @@ def _trust(context: SSL.Context, anchors: list[x509.Certificate]) -> None:
     store = context.get_cert_store()
     assert store is not None
     for anchor in anchors:
+        # Clients are not told the anchors' names: Go's would send no certificate where its issuer is not among
+        # them, and neither side could say what is wrong with the one they have.
         store.add_cert(crypto.X509.from_cryptography(anchor))
-        # The names that the client is told to choose its certificate by.
-        context.add_client_ca(anchor)
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
     # A server context checks the purpose "sslclient" of the client's chain by itself (X509_verify_cert).
     context.set_verify_depth(MAX_DEPTH)

@@ -121,6 +121,10 @@ class CertificateTests(HandshakeCase):
         self.assertIn("bruce", str(error))
         self.assertEqual(alert, "SSLV3_ALERT_BAD_CERTIFICATE")
 
+    async def test_clients_are_not_told_which_issuers_to_choose_by(self) -> None:
+        # Go's clients send no certificate at all where none fits: nobody could say for whom a check failed.
+        self.assertEqual(SSL.Connection(fleet().context(), None).get_client_ca_list(), [])
+
     async def test_without_a_certificate(self) -> None:
         for version, alert in (
             (TLS12, "SSLV3_ALERT_HANDSHAKE_FAILURE"),
