@@ -24,7 +24,7 @@ from defender.bundles.watch import FileWatch, replace_file
 from defender.contract.audit import SYSTEM, control_event, defender_event, identity_event, policy_event
 from defender.contract.errors import ContractError
 from defender.contract.local import Answer
-from defender.contract.locks import dump_locks, load_locks, make_lock
+from defender.contract.locks import Lock, dump_locks, load_locks, make_lock, same
 from defender.listener.acceptor import InheritedSockets, listen_privately
 from defender.listener.connection import Refusal
 from defender.listener.frontend import Terms
@@ -119,6 +119,7 @@ class Defender(MultiService):
             missing_is_empty=True,
         )
         self._locks_problem = ""
+        self._locks_known = False
         self._names = PeerNames(reactor)
         self.listener = ListenerService(
             reactor,
@@ -207,13 +208,14 @@ class Defender(MultiService):
 
     def _policy_changed(self, text: str) -> None:
         source = str(self.settings.policy.file)
+        was_refused = self.activation.error is not None
         outcome = self.activation.offer(text, source)
         if isinstance(outcome, Activated):
-            if outcome.unchanged:
+            if outcome.unchanged and not was_refused:
                 return
             cut = self.proxy.judge_again()
             self.log.info(
-                "policy {source} is active: {rules} rules, {digest}; {cut} open streams were cut",
+                "policy {source} is active: rules: {rules}, {digest}; open streams cut: {cut}",
                 source=source,
                 rules=len(outcome.policy.rules),
                 digest=outcome.policy.digest,
@@ -252,20 +254,22 @@ class Defender(MultiService):
         except ContractError as error:
             self._locks_unreadable(str(error))
             return
-        self._locks_problem = ""
-        if locks.locks == self.proxy.locks.locks:
-            return
+        was_refused, self._locks_problem = bool(self._locks_problem), ""
+        before = self.proxy.locks
         self.proxy.locks = locks
+        if before is None and not locks and not was_refused:
+            return
+        if before is not None and locks.locks == before.locks and not was_refused:
+            return
         cut = self.proxy.judge_again()
-        self.log.info(
-            "{count} locks are in force; {cut} open streams were cut", count=len(locks.locks), cut=cut
-        )
+        self.log.info("locks in force: {count}; open streams cut: {cut}", count=len(locks.locks), cut=cut)
         self._note_policy("locks_load", str(self.settings.policy.locks), [])
 
     def _locks_unreadable(self, why: str) -> None:
         source = str(self.settings.policy.locks)
         self._locks_problem = why
-        self.log.error("{source}: {why}; the locks before stay in force", source=source, why=why)
+        kept = "everything is denied" if self.proxy.locks is None else "the locks before stay in force"
+        self.log.error("{source}: {why}; {kept}", source=source, why=why, kept=kept)
         self._note_policy("locks_load", source, [f"{source}: {why}"])
 
     # -- listeners
@@ -306,7 +310,7 @@ class Defender(MultiService):
             settings = load_settings(self.settings.source)
             spec = _listen_spec(settings)
         except (SettingsError, ContractError) as error:
-            said = ["the settings were refused, nothing was changed:", *str(error).splitlines()]
+            said = ["the settings were refused, nothing was changed", *str(error).splitlines()]
             return succeed(self._reloaded(said, ok=False))
         changes = changed(self.settings, settings)
         keep = replace(
@@ -333,7 +337,7 @@ class Defender(MultiService):
         ok = report.outcome in ("switched", "unchanged")
         ok = ok and self.activation.error is None and not self._locks_problem
         if self.activation.error is not None:
-            said += ["policy refused:", *str(self.activation.error).splitlines()]
+            said += ["the policy was refused", *str(self.activation.error).splitlines()]
         if self._locks_problem:
             said.append(f"{self.settings.policy.locks}: {self._locks_problem}")
         if report.outcome != "unchanged" or report.reason:
@@ -366,7 +370,7 @@ class Defender(MultiService):
                     "rules": len(policy.rules) if policy else 0,
                     "problems": str(self.activation.error).splitlines() if self.activation.error else [],
                 },
-                "locks": len(self.proxy.locks.locks),
+                "locks": len(self._locks()),
                 "engine": {
                     "address": self.settings.engine.address,
                     "api": f"{api[0]}.{api[1]}" if api else "",
@@ -417,8 +421,7 @@ class Defender(MultiService):
 
     def _list_locks(self, _arguments: Mapping[str, object]) -> Answer:
         locks = [
-            {"kind": lock.kind, "value": lock.value, "issuer": lock.issuer}
-            for lock in sorted(self.proxy.locks.locks)
+            {"kind": lock.kind, "value": lock.value, "issuer": lock.issuer} for lock in sorted(self._locks())
         ]
         return Answer(True, {"locks": locks})
 
@@ -428,16 +431,26 @@ class Defender(MultiService):
     def _remove_lock(self, arguments: Mapping[str, object]) -> Answer:
         return self._change_locks(arguments, add=False)
 
+    def _locks(self) -> frozenset[Lock]:
+        return self.proxy.locks.locks if self.proxy.locks is not None else frozenset()
+
     def _change_locks(self, arguments: Mapping[str, object], *, add: bool) -> Answer:
         lock = make_lock(str(arguments["kind"]), str(arguments["value"]), str(arguments.get("issuer", "")))
         self._locks_watch.read_now()
         if self._locks_problem:
             raise ContractError(f"{self.settings.policy.locks}: {self._locks_problem}; mend the file first")
-        before = self.proxy.locks.locks
-        after = before | {lock} if add else before - {lock}
+        before = self._locks()
+        known = frozenset(each for each in before if same(each, lock))
+        after = before if add and known else before | {lock} if add else before - known
         if after != before:
-            replace_file(str(self.settings.policy.locks), dump_locks(after))
+            file = str(self.settings.policy.locks)
+            try:
+                replace_file(file, dump_locks(after))
+            except OSError as error:
+                raise ContractError(f"{file}: cannot be written: {error.strerror}") from None
             self._locks_watch.read_now()
+            if self._locks() != after:
+                raise ContractError(f"{file} was written and is not in force: {self._locks_problem}")
         return Answer(True, {"changed": after != before})
 
 

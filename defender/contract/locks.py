@@ -34,6 +34,11 @@ class Lock:
         return f"{self.kind} {self.value}" + (f" of {self.issuer}" if self.issuer else "")
 
 
+def same(one: Lock, other: Lock) -> bool:
+    """True if both shut out the same: names are compared as `LockSet` compares them."""
+    return (one.kind, one.value.casefold(), one.issuer) == (other.kind, other.value.casefold(), other.issuer)
+
+
 def make_lock(kind: str, value: str, issuer: str = "") -> Lock:
     """A checked lock; raises LockError. Serials are compared as lower-case hex without separators."""
     if kind not in ("user", "group", "serial"):
@@ -51,21 +56,27 @@ def make_lock(kind: str, value: str, issuer: str = "") -> Lock:
 
 class LockSet:
     """All locks in force, in look-up form. Names are compared as the policy compares them: casefolded,
-    whole."""
+    whole.
 
-    __slots__ = ("_groups", "_serials", "_users", "locks")
+    `everybody`, if given, says why nobody at all may come in: locks that are not known shut everybody out.
+    """
 
-    def __init__(self, locks: frozenset[Lock] = frozenset()) -> None:
+    __slots__ = ("_groups", "_serials", "_users", "everybody", "locks")
+
+    def __init__(self, locks: frozenset[Lock] = frozenset(), *, everybody: str = "") -> None:
         self.locks = locks
+        self.everybody = everybody
         self._users = {lock.value.casefold() for lock in locks if lock.kind == "user"}
         self._groups = {lock.value.casefold() for lock in locks if lock.kind == "group"}
         self._serials = {(lock.value, lock.issuer) for lock in locks if lock.kind == "serial"}
 
     def __bool__(self) -> bool:
-        return bool(self.locks)
+        return bool(self.locks or self.everybody)
 
     def reason(self, subject: Subject) -> str | None:
         """Why `subject` is locked out, None if it is not."""
+        if self.everybody:
+            return self.everybody
         if subject.user.casefold() in self._users:
             return f"user {subject.user} is locked"
         for group in subject.groups:
@@ -78,6 +89,13 @@ class LockSet:
         return None
 
 
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key appears twice")
+    return found
+
+
 def load_locks(text: str) -> LockSet:
     """Read ``{"schema": 1, "locks": [{"kind": ..., "value": ..., "issuer": ...}]}``; raises LockError.
 
@@ -86,7 +104,7 @@ def load_locks(text: str) -> LockSet:
     if not text.strip():
         return LockSet()
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise LockError(f"not JSON: {error}") from None
     if not isinstance(data, dict) or set(data) != {"schema", "locks"} or data["schema"] != 1:

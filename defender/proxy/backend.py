@@ -461,4 +461,5 @@ def _unreachable(failure: Failure, address: str) -> EngineError:
         if isinstance(error, OSError) and error.strerror
         else str(error) or type(error).__name__
     )
-    return EngineError(502, f"Cannot connect to the Engine at {address}: {why}. Is it running?")
+    hint = " Is it running?" if isinstance(error, (FileNotFoundError, ConnectionRefusedError)) else ""
+    return EngineError(502, f"Cannot connect to the Engine at {address}: {why}.{hint}")

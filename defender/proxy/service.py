@@ -72,6 +72,7 @@ class Noted:
 class Proxy(Service):
     """Serves clients' connections. Give it a stream and its subject with `accept`.
 
+    `locks` is None until they have been read once: who is locked out cannot be told, so nobody is let in.
     `new_id` makes the ids that join the events of one request; `seconds` is monotonic, `wall` is unix time.
     """
 
@@ -93,7 +94,7 @@ class Proxy(Service):
         self.setName("proxy")
         self.pool = pool
         self.activation = activation
-        self.locks = LockSet()
+        self.locks: LockSet | None = None
         self.engine = engine
         self.limits = limits
         self.prefix = prefix
@@ -186,6 +187,12 @@ class Proxy(Service):
         if self._expired(subject):
             return _own_decision(
                 "certificate", "the certificate has expired", "Your certificate has expired; get a new one."
+            )
+        if self.locks is None:
+            return _own_decision(
+                "lock",
+                "the locks cannot be read",
+                "The locks of this defender cannot be read; tell its administrator.",
             )
         if self.locks:
             reason = self.locks.reason(subject)

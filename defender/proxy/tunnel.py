@@ -119,8 +119,8 @@ class Tunnel:
         """Called every second or so: notice peers that vanished, end the bounded drain."""
         if self._deadline is not None and now >= self._deadline:
             self.abort(self.reason)
-        elif self._client.ended and self._client.mine.is_gone():
-            # A client that half-closed and then died: nothing but a look at the socket tells.
+        elif self._client.mine.is_gone():
+            # A client that half-closed and died, or died while nothing is read from it: only a look tells.
             self.abort("client vanished")
 
     def abort(self, reason: str) -> None:

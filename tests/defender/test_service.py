@@ -59,6 +59,11 @@ class DefenderTests(TestCase):
         while not holds():
             yield deferLater(CLOCK, 0.02)
 
+    def locked(self, user: str) -> str | None:
+        locks = self.defender.proxy.locks
+        assert locks is not None
+        return locks.reason(Subject(user=user))
+
     def effect(self, user: str = "bruce") -> str:
         from defender.contract.actions import recognize
 
@@ -88,17 +93,41 @@ class DefenderTests(TestCase):
     @inlineCallbacks
     def test_locks_in_the_file_come_into_force(self) -> Any:
         self.defender._add_lock({"kind": "user", "value": "Eve"})
-        self.assertEqual(self.defender.proxy.locks.reason(Subject(user="eve")), "user eve is locked")
+        self.assertEqual(self.locked("eve"), "user eve is locked")
+        self.assertEqual(self.defender._add_lock({"kind": "user", "value": "EVE"}).result, {"changed": False})
         self.assertEqual(
             self.defender._list_locks({}).result["locks"], [{"kind": "user", "value": "Eve", "issuer": ""}]
         )
         self.assertEqual((self.state / "locks.json").stat().st_mode & 0o777, 0o600)
         (self.state / "locks.json").write_text("{")
         yield self.until(lambda: self.defender._locks_problem)
-        self.assertIsNotNone(self.defender.proxy.locks.reason(Subject(user="eve")))
+        self.assertIsNotNone(self.locked("eve"))
         self.assertRaises(ContractError, self.defender._remove_lock, {"kind": "user", "value": "Eve"})
         (self.state / "locks.json").unlink()
-        yield self.until(lambda: not self.defender.proxy.locks)
+        yield self.until(lambda: self.locked("eve") is None)
+        self.defender._add_lock({"kind": "user", "value": "Eve"})
+        self.assertEqual(
+            self.defender._remove_lock({"kind": "user", "value": "eve"}).result, {"changed": True}
+        )
+        self.assertIsNone(self.locked("eve"))
+
+    @inlineCallbacks
+    def test_locks_broken_at_the_start_deny_everybody(self) -> Any:
+        yield self.defender.stopService()
+        (self.state / "locks.json").write_text("{")
+        self.defender = self.start()
+        self.assertIsNone(self.defender.proxy.locks)
+        (self.state / "locks.json").write_text("")
+        yield self.until(lambda: self.defender.proxy.locks is not None)
+
+    @inlineCallbacks
+    def test_return_to_the_good_policy_is_noted(self) -> Any:
+        (self.state / "policy.yaml").write_text("rules: [")
+        yield self.until(lambda: self.defender.activation.error)
+        (self.state / "policy.yaml").write_text(POLICY)
+        yield self.until(lambda: not self.defender.activation.error)
+        loads = [event["result"]["ok"] for event in self.events() if event["kind"] == "policy"]
+        self.assertEqual(loads, [True, False, True])
 
     @inlineCallbacks
     def test_reload_takes_over_what_can_change(self) -> Any:

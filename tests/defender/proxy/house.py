@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from defender.bundles.activation import Activated, PolicyActivation
 from defender.contract.facts import Subject
+from defender.contract.locks import LockSet
 from defender.proxy.backend import BackendPool
 from defender.proxy.service import Proxy
 from defender.settings import Settings, read_settings
@@ -105,6 +106,7 @@ class House:
             new_id=lambda: f"corr-{next(ids)}",
             wall=lambda: self.now,
         )
+        self.proxy.locks = LockSet()
         self.proxy.startService()
         if known:
             learned: list[object] = []

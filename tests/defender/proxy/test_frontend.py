@@ -356,6 +356,14 @@ class DenialTests(HouseCase):
         client.deliver(LIST)
         self.assertIn("by rule 'lock'", message_of(client.take()))
 
+    def test_unread_locks_deny_everybody(self) -> None:
+        """Who is locked out cannot be told, so nobody is let in."""
+        self.house.proxy.locks = None
+        client = self.house.client()
+        client.deliver(LIST)
+        self.assertIn("by rule 'lock'", message_of(client.take()))
+        self.assertEqual(self.house.engine.take(), b"")
+
 
 class BadInputTests(HouseCase):
     """What cannot be read is answered with 400 and a closed connection."""

@@ -86,6 +86,13 @@ class TunnelTests(HouseCase):
         self.house.advance(2)
         self.assertTrue(self.engine.aborted)
 
+    def test_client_that_vanishes_under_output_is_found(self) -> None:
+        self.open()
+        self.client.fill()
+        self.client.gone = True
+        self.house.advance(2)
+        self.assertTrue(self.engine.aborted)
+
     def test_200_without_framing_is_a_tunnel_on_attach(self) -> None:
         client = self.house.client()
         client.deliver(
