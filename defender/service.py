@@ -119,7 +119,6 @@ class Defender(MultiService):
             missing_is_empty=True,
         )
         self._locks_problem = ""
-        self._locks_known = False
         self._names = PeerNames(reactor)
         self.listener = ListenerService(
             reactor,

@@ -56,27 +56,21 @@ def make_lock(kind: str, value: str, issuer: str = "") -> Lock:
 
 class LockSet:
     """All locks in force, in look-up form. Names are compared as the policy compares them: casefolded,
-    whole.
+    whole."""
 
-    `everybody`, if given, says why nobody at all may come in: locks that are not known shut everybody out.
-    """
+    __slots__ = ("_groups", "_serials", "_users", "locks")
 
-    __slots__ = ("_groups", "_serials", "_users", "everybody", "locks")
-
-    def __init__(self, locks: frozenset[Lock] = frozenset(), *, everybody: str = "") -> None:
+    def __init__(self, locks: frozenset[Lock] = frozenset()) -> None:
         self.locks = locks
-        self.everybody = everybody
         self._users = {lock.value.casefold() for lock in locks if lock.kind == "user"}
         self._groups = {lock.value.casefold() for lock in locks if lock.kind == "group"}
         self._serials = {(lock.value, lock.issuer) for lock in locks if lock.kind == "serial"}
 
     def __bool__(self) -> bool:
-        return bool(self.locks or self.everybody)
+        return bool(self.locks)
 
     def reason(self, subject: Subject) -> str | None:
         """Why `subject` is locked out, None if it is not."""
-        if self.everybody:
-            return self.everybody
         if subject.user.casefold() in self._users:
             return f"user {subject.user} is locked"
         for group in subject.groups:
