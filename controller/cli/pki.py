@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import tomllib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -212,9 +213,7 @@ def issue(
     click.echo(f"  serial  {issued.leaf.serial_number:x}")
     click.echo(f"  files   {directory}/ca.pem cert.pem key.pem")
     click.echo("\nTo use it:")
-    click.echo(
-        f"  export DOCKER_HOST=tcp://{_defender_host(state)}:{os.environ.get('DEFENDER_PORT') or 9998}"
-    )
+    click.echo(f"  export DOCKER_HOST=tcp://{_defender_host(state)}:{_defender_port(state)}")
     click.echo("  export DOCKER_TLS_VERIFY=1")
     click.echo(f"  export DOCKER_CERT_PATH={shlex.quote(str(directory))}")
 
@@ -341,6 +340,17 @@ def _docker_directory() -> Path:
         if os.environ.get(variable):
             return Path(os.environ[variable])
     return Path.home() / ".docker"
+
+
+def _defender_port(state: Path) -> str:
+    """The port of the first TLS address in the defender's settings, if they are here and name one."""
+    try:
+        with (state / "defender.toml").open("rb") as file:
+            address = tomllib.load(file)["listen"]["tcp"][0]
+        port = str(address).rpartition(":")[2]
+    except (OSError, ValueError, LookupError, TypeError):
+        port = ""
+    return port if port.isdecimal() and port != "0" else os.environ.get("DEFENDER_PORT") or "9998"
 
 
 def _defender_host(state: Path) -> str:

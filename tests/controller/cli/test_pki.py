@@ -209,6 +209,14 @@ class IssueTests(PKITestCase):
         output = self.run_pki("issue", "--user", "bruce").output
         self.assertIn("export DOCKER_HOST=tcp://web1.example.com:12345\n", output)
 
+    def test_exports_name_the_port_of_the_settings(self) -> None:
+        """A defender of this state is asked for its own port, whatever the environment says."""
+        self.environment["DEFENDER_PORT"] = "12345"
+        settings = self.state / "defender.toml"
+        for text, port in (('tcp = ["127.0.0.1:29998"]', 29998), ("tcp = []", 12345), ("tcp = [", 12345)):
+            settings.write_text(f"[listen]\n{text}\n")
+            self.assertIn(f":{port}\n", self.run_pki("issue", "--user", "bruce").output, text)
+
     def test_out(self) -> None:
         """Any directory; one that exists keeps its mode, a path with spaces is quoted for the shell."""
         out = self.directory / "my certificates"
