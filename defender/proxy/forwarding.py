@@ -18,7 +18,7 @@ from defender.http1.head import Framing, Headers, ResponseHead
 from defender.proxy.backend import Backend, EngineError
 from defender.proxy.exchange import Passage, answer_head
 from defender.proxy.inspection import BodyPlan, Inquiry, forwarded_head, forwarded_version
-from defender.proxy.refusal import error_response
+from defender.proxy.refusal import body_length, error_response
 from defender.proxy.tunnel import Tunnel
 from defender.streams.interface import HIGH_WATER
 
@@ -154,16 +154,16 @@ class Forwarding:
             return
         head = self.inquiry.head
         close = self._body is not None or self._client.ends_after(head)
-        self._stream.write(
-            error_response(
-                status,
-                message,
-                engine_headers=self._proxy.pool.facts.headers,
-                head_only=head.method == "HEAD",
-                close=close,
-            )
+        answer = error_response(
+            status,
+            message,
+            engine_headers=self._proxy.pool.facts.headers,
+            head_only=head.method == "HEAD",
+            close=close,
         )
+        self._stream.write(answer)
         self._status = status
+        self._sent = body_length(answer)
         self._note(message)
         self._end()
         self._client.exchange_done(close=close)

@@ -14,7 +14,7 @@ from defender.http1.errors import HTTPError
 from defender.http1.head import Framing, RequestHead, find_head_end, parse_request_head
 from defender.proxy.forwarding import Forwarding, Waiting
 from defender.proxy.inspection import Inquiry, inspect
-from defender.proxy.refusal import denial_message, error_response
+from defender.proxy.refusal import body_length, denial_message, error_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,6 +204,7 @@ class Frontend:
                 # One deadline for the whole head, however slowly its bytes drip in.
                 self.wait(Waiting.HEAD, limits.head_timeout)
             return False
+        began = self._proxy.seconds()
         head: RequestHead | None = None
         try:
             if end < 0 or end > limits.head_bytes:
@@ -218,7 +219,7 @@ class Frontend:
             return False
         noted = self._proxy.judge(self.subject, inquiry)
         if noted.decision.effect != "allow":
-            self._deny(inquiry, noted)
+            self._deny(inquiry, noted, began)
             return True
         self._deadline = None
         exchange = Forwarding(self._proxy, self, self._stream, inquiry, noted, self._proxy.new_id())
@@ -226,7 +227,7 @@ class Frontend:
         exchange.start()
         return True
 
-    def _deny(self, inquiry: Inquiry, noted: Noted) -> None:
+    def _deny(self, inquiry: Inquiry, noted: Noted, began: float) -> None:
         proxy = self._proxy
         head = inquiry.head
         message = denial_message(proxy.prefix, inquiry.operation.action, self.subject.user, noted.decision)
@@ -243,7 +244,7 @@ class Frontend:
             close=close,
         )
         self._stream.write(answer)
-        proxy.request_ended(self, inquiry, noted, proxy.new_id(), 403, len(message), proxy.seconds(), "")
+        proxy.request_ended(self, inquiry, noted, proxy.new_id(), 403, body_length(answer), began, "")
         if close:
             self._close()
             return
@@ -265,16 +266,15 @@ class Frontend:
 
     def _refuse_unread(self, status: int, message: str, head: RequestHead | None) -> None:
         """Answer a request that cannot be read, and close: what follows it cannot be told apart from it."""
-        self._stream.write(
-            error_response(
-                status,
-                message,
-                engine_headers=self._proxy.pool.facts.headers,
-                head_only=head is not None and head.method == "HEAD",
-                close=True,
-            )
+        answer = error_response(
+            status,
+            message,
+            engine_headers=self._proxy.pool.facts.headers,
+            head_only=head is not None and head.method == "HEAD",
+            close=True,
         )
-        self._proxy.request_refused(self, head, status, message)
+        self._stream.write(answer)
+        self._proxy.request_refused(self, head, status, message, body_length(answer))
         self._close()
 
     # -- what an exchange says of itself

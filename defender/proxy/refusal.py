@@ -80,3 +80,8 @@ def error_response(
     if not head_only:
         lines.append(body)
     return b"".join(lines)
+
+
+def body_length(answer: bytes) -> int:
+    """Bytes of body in one whole answer, as its event counts them."""
+    return len(answer) - answer.index(b"\r\n\r\n") - 4

@@ -271,7 +271,7 @@ class Proxy(Service):
         )
 
     def request_refused(
-        self, frontend: Frontend, head: RequestHead | None, status: int, message: str
+        self, frontend: Frontend, head: RequestHead | None, status: int, message: str, sent: int
     ) -> None:
         """A request that could not be read was answered with `status`."""
         self.counters.requests += 1
@@ -287,6 +287,7 @@ class Proxy(Service):
                 refused(message),
                 corr=self.new_id(),
                 status=status,
+                sent=sent,
                 error=message,
             )
         )

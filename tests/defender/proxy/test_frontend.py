@@ -291,6 +291,7 @@ class DenialTests(HouseCase):
         event = self.house.events.last()
         self.assertEqual(event["decision"]["rule"], "readers")
         self.assertEqual(event["result"]["status"], 403)
+        self.assertEqual(event["result"]["bytes"], len(answer.partition(b"\r\n\r\n")[2]))
         self.assertEqual(event["actor"]["user"], "bruce@example.com")
 
     def test_head_has_no_body(self) -> None:
