@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,19 @@ from deploy.choices import ROOT, SetupError
 INPUTS = ("setup.cfg", "pyproject.toml", "constraints.txt", "defender/__init__.py")
 
 
+def base_python() -> str:
+    """Return the interpreter below all virtual environments.
+
+    env.sh puts `.venv/bin` first on PATH, so make itself may run on the environment that it is to replace.
+    """
+    return str(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+def has_ensurepip() -> bool:
+    """Tell whether this Python can put pip into a virtual environment."""
+    return importlib.util.find_spec("ensurepip") is not None
+
+
 def clean_environment() -> dict[str, str]:
     """Return our environment without what would lead a Python astray."""
     kept = {
@@ -32,6 +47,7 @@ def clean_environment() -> dict[str, str]:
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_ROOT_USER_ACTION": "ignore",
         "PIP_NO_INPUT": "1",
+        "PIP_USER": "0",
     }
 
 
@@ -67,26 +83,32 @@ class Virtualenv:
         enough = set(extras) <= set(made.get("extras", ()))
         if made.get("fingerprint") == fingerprint and enough and (self.bin / "python").exists():
             return
-        if not self._works() or made.get("python") != self._python():
+        if made.get("home") != self._home() or not self._works():
             self._make()
             made = {}
         wanted = sorted({*extras, *made.get("extras", ())})
         print(f"Installing the project's Python libraries into {self.directory}", flush=True)
         project = str(self.root) + (f"[{','.join(wanted)}]" if wanted else "")
-        self._pip("install", "--constraint", str(self.root / "constraints.txt"), "--editable", project)
+        self._pip("install", "--editable", project)
         self._check_commands()
-        stamp = {"fingerprint": fingerprint, "extras": wanted, "python": self._python()}
+        stamp = {"fingerprint": fingerprint, "extras": wanted, "home": self._home()}
         self._stamp.write_text(json.dumps(stamp) + "\n", "utf-8")
 
-    def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run one of its programs to the end, and return what it wrote, errors included, in `stdout`."""
+    def run(self, program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run one of its programs to the end, and return what it wrote, errors included, in `stdout`.
+
+        Args:
+            program: its name.
+            arguments: of the program.
+            variables: added to the environment.
+        """
         return subprocess.run(
             [self.bin / program, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=clean_environment(),
+            env=clean_environment() | variables,
             check=False,
         )
 
@@ -97,30 +119,32 @@ class Virtualenv:
             return {}
 
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self.root}\0{self._python()}\0".encode())
+        digest = hashlib.sha256(self._home().encode())
         for name in INPUTS:
             digest.update((self.root / name).read_bytes())
         return digest.hexdigest()
 
-    @staticmethod
-    def _python() -> str:
-        return f"{os.path.realpath(sys.executable)} {sys.version}"
+    def _home(self) -> str:
+        """Name what the scripts have in their first lines, and what the libraries are built for.
+
+        Not sys.version: an update of the distribution's Python 3.11 changes it, and changes nothing for us.
+        """
+        build = f"{sys.implementation.cache_tag}{sys.abiflags} {platform.machine()}"
+        return f"{self.directory} {os.path.realpath(base_python())} {build}"
 
     def _works(self) -> bool:
         python = self.bin / "python"
         return python.exists() and not self.run("python", "-m", "pip", "--version").returncode
 
     def _make(self) -> None:
-        try:
-            import ensurepip  # noqa: F401
-        except ImportError:
+        if not has_ensurepip():
             # Debian and Ubuntu keep it in a package of its own.
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
             if not packages.may_install():
                 raise SetupError(
                     f"this Python cannot make virtual environments; on Debian or Ubuntu: apt-get install "
                     f"python{version}-venv"
-                ) from None
+                )
             print(f"Virtual environments need ensurepip: installing python{version}-venv", flush=True)
             packages.install([f"python{version}-venv"])
         if self.directory.exists():
@@ -129,7 +153,7 @@ class Virtualenv:
             shutil.rmtree(self.directory)
         print(f"Making a virtual environment in {self.directory}", flush=True)
         done = subprocess.run(
-            [sys.executable, "-m", "venv", str(self.directory)],
+            [base_python(), "-m", "venv", str(self.directory)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -143,7 +167,11 @@ class Virtualenv:
             )
 
     def _pip(self, *arguments: str) -> None:
-        done = self.run("python", "-m", "pip", *arguments)
+        pinned = str(self.root / "constraints.txt")
+        # In variables and not as an option, so that they hold for what builds the project, too, which has a
+        # variable of its own in newer versions of pip.
+        constraints = {"PIP_CONSTRAINT": pinned, "PIP_BUILD_CONSTRAINT": pinned}
+        done = self.run("python", "-m", "pip", *arguments, **constraints)
         if done.returncode:
             tail = "\n".join(done.stdout.strip().splitlines()[-12:])
             raise SetupError(f"pip could not install the project's libraries; its last words:\n{tail}")
