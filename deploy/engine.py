@@ -246,8 +246,13 @@ def mounts_below(root: Path) -> list[str]:
     return points
 
 
-def ensure_cgroups() -> None:
+def ensure_cgroups() -> bool:
     """Mount the v1 cgroup controllers if the host has neither them nor cgroup2, as on a bare machine.
+
+    They stay mounted: another Engine may have come to use them.
+
+    Returns:
+        Whether they had to be mounted.
 
     Raises:
         EngineError: when the kernel refuses.
@@ -257,7 +262,7 @@ def ensure_cgroups() -> None:
         fields[2] for line in table.splitlines() if (fields := line.split(" "))[1].startswith(str(CGROUP))
     }
     if kinds & {"cgroup", "cgroup2"}:
-        return
+        return False
 
     def mount(kind: str, options: str, point: Path) -> None:
         point.mkdir(exist_ok=True)
@@ -278,6 +283,7 @@ def ensure_cgroups() -> None:
         if controller in present:
             mount("cgroup", controller, CGROUP / controller)
     mount("cgroup", "none,name=systemd", CGROUP / "systemd")
+    return True
 
 
 def make_bridge(name: str) -> None:

@@ -22,15 +22,16 @@ from deploy import packages
 from deploy.choices import DEFAULT_ENGINE, Choices, SetupError, read_choices
 from deploy.client import proof, write_environment
 from deploy.docker_api import ApiError, answers, connection
-from deploy.engine import NEEDED, EngineError, OwnEngine
+from deploy.engine import CGROUP, NEEDED, EngineError, OwnEngine, ensure_cgroups
 from deploy.guard import Guard
-from deploy.images import BUSYBOX, HELLO
+from deploy.images import BUSYBOX, HELLO, load_small_images
 from deploy.virtualenv import Virtualenv
 
 ADMIN = "admin"
 
 FOLDERS = ("audit", "certs", "engine", "pki", "tls")
 LOCK = "up.lock"
+SMALL = f"{BUSYBOX} and {HELLO}"
 
 START_POLICY = """\
 # Written by make up, once. Edit it: the defender reads it again when it changes.
@@ -104,14 +105,21 @@ def find_engine(choices: Choices) -> str:
         )
     say(f"No Engine answers at {DEFAULT_ENGINE} ({why}).")
     if os.geteuid() != 0:
-        raise SetupError("start this host's Engine or set ENGINE; only root can have one started here")
+        raise SetupError(
+            "run make up as root, which has one installed and started; or start this host's own; or name one "
+            "that you may use with ENGINE=unix:///..."
+        )
     lacking = packages.missing(NEEDED)
-    if lacking:
-        packages.require(NEEDED, "An Engine of our own")
-        if answers(DEFAULT_ENGINE):
-            return DEFAULT_ENGINE
-    say(f"Starting an Engine of our own in {own.root}, with the images {BUSYBOX} and {HELLO}")
     try:
+        if lacking:
+            packages.require(NEEDED, "An Engine of our own")
+            if answers(DEFAULT_ENGINE):  # the package started it
+                say(f"The package's own Engine answers at {DEFAULT_ENGINE}: adding the images {SMALL}")
+                load_small_images(DEFAULT_ENGINE)
+                return DEFAULT_ENGINE
+        if ensure_cgroups():
+            say(f"Mounted the control groups at {CGROUP}, which this host lacked; they stay.")
+        say(f"Starting an Engine of our own in {own.root}, with the images {SMALL}")
         own.start()
     except (EngineError, ApiError, OSError) as error:
         raise SetupError(str(error)) from error

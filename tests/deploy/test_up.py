@@ -12,7 +12,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from defender.contract.policy_schema import load_policy
-from deploy import up
+from deploy import packages, up
 from deploy.choices import Choices, SetupError
 from deploy.docker_api import call, connection
 from deploy.engine import OwnEngine
@@ -58,19 +58,32 @@ class FindEngineTests(SynchronousTestCase):
 
     def test_none_and_no_right_to_start_one(self) -> None:
         self.patch(os, "geteuid", lambda: 1000)
-        self.assertIn("only root can have one started", self.refused())
+        self.assertIn("run make up as root, which has one installed", self.refused())
         self.assertEqual(self.said, [f"No Engine answers at {self.default} (No such file or directory)."])
 
     def test_no_right_to_open_the_hosts(self) -> None:
         self.patch(up, "why_silent", lambda address: "Permission denied")
         self.assertIn(f"you may not open {self.default}", self.refused())
 
+    def test_the_package_started_the_hosts(self) -> None:
+        """As on a machine with systemd; it has no images, and nobody else put it there."""
+
+        def require(programs: object, purpose: str) -> None:
+            os.symlink(engine().socket, self.state / "host.sock")
+
+        self.patch(packages, "missing", dict)
+        self.patch(packages, "require", require)
+        loaded: list[str] = []
+        self.patch(up, "load_small_images", loaded.append)
+        self.assertEqual(self.find(), self.default)
+        self.assertEqual(loaded, [self.default])
+
     def test_one_of_our_own(self) -> None:
         self.patch(up, "OwnEngine", partial(OwnEngine, isolated=True, ends_with_parent=True))
         own = OwnEngine(self.state / "engine", isolated=True)
         self.addCleanup(own.stop)
         self.assertEqual(self.find(), own.address)
-        self.assertIn("Starting an Engine of our own", self.said[1])
+        self.assertIn("Starting an Engine of our own", self.said[-1])
         images = call(connection(own.address), "GET", "/images/json")
         self.assertEqual(
             sorted(tag for image in images for tag in image["RepoTags"]),
