@@ -357,8 +357,12 @@ class Acceptor:
                     continue
                 self._pause(error)
                 return
-            sock.setblocking(False)
-            self._took(sock, address)
+            try:
+                sock.setblocking(False)
+                self._took(sock, address)
+            except Exception:  # noqa: BLE001 - the reactor would take the listening socket for broken
+                self.log.failure("{label}: a connection could not be taken", label=self._label)
+                sock.close()
             if self._stopped:
                 return
 

@@ -27,6 +27,12 @@ from defender.streams.tls import HandshakeError, TLSStream
 LINES_PER_SECOND: Final = 20
 """Refused peers that get a line of their own in the log; more in the same second are counted."""
 
+REFUSALS: Final = 1000
+REFUSALS_A_SECOND: Final = 10.0
+"""Refused peers that are told of one by one, at once and in the long run. Anybody may connect: without a
+bound a stranger could fill all files of the audit trail.
+"""
+
 Refused = Callable[[Refusal], None]
 Identify = Callable[[socket.socket], Deferred[Subject]]
 
@@ -36,7 +42,8 @@ class Terms:
     """On which terms connections are let in.
 
     `connections` is the most at one time over all listeners; times are seconds. `identify` tells the subject
-    of a unix peer; `refused` hears of every peer that is turned away, for the audit trail.
+    of a unix peer; `refused` hears of every peer that is turned away, for the audit trail; of a flood it hears
+    the number (check ``flood``).
     """
 
     connections: int
@@ -131,6 +138,7 @@ class Crowd:
 
     def leave(self, guest: Guest) -> None:
         self.guests.discard(guest)
+        self._reception.forget(guest)
         self._reception.inside -= 1
         self._left()
 
@@ -151,7 +159,8 @@ class Reception:
     Attributes:
         inside: connections at this moment, of all listeners.
         refused: peers turned away since the start, for any reason but the limit.
-        over_limit: connections closed at once because `Terms.connections` were open.
+        over_limit: connections closed because `Terms.connections` were open: the oldest TLS peer that has not
+            proven who it is, or, where all have, the one that came.
     """
 
     log = Logger()
@@ -165,6 +174,10 @@ class Reception:
         self._context: SSL.Context | None = None
         self._second = 0
         self._lines = 0
+        self._strangers: dict[Guest, None] = {}  # in the order in which they came
+        self._told = 0.0  # refusals told, less what the time since has made up for
+        self._told_at = 0.0
+        self._untold = 0
 
     def load_certificates(self) -> None:
         """Read the TLS files, for the connections from now on; raises what reading them raises.
@@ -180,18 +193,28 @@ class Reception:
     def receive(self, kind: Kind, sock: socket.socket, crowd: Crowd) -> None:
         """Take over an accepted non-blocking socket."""
         if self.inside >= self.terms.connections:
-            sock.close()
+            stranger = next(iter(self._strangers), None)
+            if stranger is None:
+                sock.close()
+            else:
+                self.forget(stranger)
+                stranger.abort()
             self.over_limit += 1
             if self._may_log():
                 self.log.warn(
                     "connection closed: {limit} are open (limits.connections)", limit=self.terms.connections
                 )
-            return
+            if stranger is None:
+                return
         guest = crowd.enter(sock)
         if kind == "tcp":
             self._shake_hands(guest, sock)
         else:
             self._look_up(guest, sock)
+
+    def forget(self, guest: Guest) -> None:
+        """The guest has proven who it is, or is gone."""
+        self._strangers.pop(guest, None)
 
     def _shake_hands(self, guest: Guest, sock: socket.socket) -> None:
         stream: TLSStream | None = None
@@ -212,6 +235,7 @@ class Reception:
             return
         guest.stream = stream
         guest.sock = None
+        self._strangers[guest] = None
         stream.handshake().addCallbacks(
             lambda _: self._present_certificate(guest, stream),
             lambda failure: self._handshake_failed(guest, failure),
@@ -275,6 +299,7 @@ class Reception:
         guest.abort()
 
     def _let_in(self, guest: Guest, stream: TLSStream | PlainStream, subject: Subject) -> None:
+        self.forget(guest)
         connection = self.terms.accept(stream, subject, guest.end)
         if not guest.over:
             guest.connection = connection
@@ -286,7 +311,7 @@ class Reception:
 
     def _refuse(self, refusal: Refusal) -> None:
         self.refused += 1
-        self.terms.refused(refusal)
+        self._tell(refusal)
         if self._may_log():
             where = f"{refusal.address} port {refusal.port}" if refusal.address else f"{refusal.via} socket"
             self.log.warn(
@@ -296,6 +321,21 @@ class Reception:
                 peer=where,
                 detail=printable(refusal.detail),
             )
+
+    def _tell(self, refusal: Refusal) -> None:
+        now = self._reactor.seconds()
+        self._told = max(0.0, self._told - (now - self._told_at) * REFUSALS_A_SECOND)
+        self._told_at = now
+        if self._told + 2 > REFUSALS:
+            self._untold += 1
+            return
+        if self._untold:
+            detail = f"{self._untold} more peers were refused and are not listed"
+            self._untold = 0
+            self._told += 1
+            self.terms.refused(Refusal(refusal.via, "flood", detail))
+        self._told += 1
+        self.terms.refused(refusal)
 
     def _may_log(self) -> bool:
         """Tell whether another line fits this second; says first what the seconds before left out."""

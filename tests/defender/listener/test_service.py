@@ -466,10 +466,11 @@ class LettingIn(Hall):
         service = await self.serve(self.spec("tcp"))
         port = self.port(service)
         with (
+            socket.create_connection(("127.0.0.1", port)) as first,
             socket.create_connection(("127.0.0.1", port)),
-            socket.create_connection(("127.0.0.1", port)) as second,
         ):
-            self.assertEqual(await threaded(Line(second).hear), b"")
+            self.assertEqual(await threaded(Line(first).hear), b"")
+            self.assertEqual(service.status()["over_limit"], 1)
         await self.gone(service)
 
     async def test_a_switch_ends_those_who_are_not_in_yet(self) -> None:
