@@ -23,8 +23,9 @@ down: python
 
 test: python
 	@$(PYTHON) -m deploy.prepare --extra test test
-	@$(MAKE) --no-print-directory linted
-	@$(UNSET) .venv/bin/python -m pytest $(PYTEST)
+	@# One run tells everything: the tests run whatever the linters found.
+	@linted=0; $(MAKE) --no-print-directory linted || linted=$$?; \
+	$(UNSET) .venv/bin/python -m pytest $(PYTEST) && exit $$linted
 
 lint: python
 	@$(PYTHON) -m deploy.prepare --extra test lint
