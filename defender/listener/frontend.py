@@ -42,8 +42,8 @@ class Terms:
     """On which terms connections are let in.
 
     `connections` is the most at one time over all listeners; times are seconds. `identify` tells the subject
-    of a unix peer; `refused` hears of every peer that is turned away, for the audit trail; of a flood it hears
-    the number (check ``flood``).
+    of a unix peer; `refused` hears of every peer that is turned away, for the audit trail; of a flood it
+    hears the number (check ``flood``).
     """
 
     connections: int
