@@ -37,6 +37,7 @@ class Waiting(enum.Enum):
     NEXT = "the next request"
     BODY = "the request's body"
     ENGINE = "the Engine's answer"
+    SIGN = "a sign of a client that has half-closed"
 
 
 class Forwarding:
@@ -49,6 +50,7 @@ class Forwarding:
         "_body",
         "_client",
         "_ended",
+        "_half_closed",
         "_passage",
         "_proxy",
         "_repeated",
@@ -75,6 +77,7 @@ class Forwarding:
         self._passage: Passage | None = None
         self._answered = False
         self._ended = False
+        self._half_closed = False
         self._repeated = False
         self._sent = 0
         self._status = 0
@@ -115,10 +118,21 @@ class Forwarding:
         """The client half-closed.
 
         A whole request is still answered: a half-close is forwarded in a tunnel only, since the Engine
-        cancels an ordinary request at its client's end. A client that is wholly gone is found by the sweep.
+        cancels an ordinary request at its client's end. A unix client that is wholly gone is found by the
+        sweep. Over TCP one that closed in good order (Ctrl-C on `docker events`) looks the same as one that
+        half-closed until something is sent to it: such an answer ends once it has been silent for a while.
         """
         if self._body is not None:
             self.refuse(400, "the request ended before its body did")
+            return
+        self._half_closed = self._stream.peer_address is not None
+        self._wait_for_sign()
+
+    def _wait_for_sign(self) -> None:
+        """Bound the silence of an answer to a client of whom nobody knows whether it is still there."""
+        operation = self.inquiry.operation
+        if self._half_closed and (self._answered or (operation.streaming and not operation.hijack)):
+            self._client.wait(Waiting.SIGN, max(self._proxy.limits.linger, 1.0))
 
     def client_full(self) -> None:
         """The client does not read: neither do we."""
@@ -137,7 +151,13 @@ class Forwarding:
 
     def timed_out(self, waiting: Waiting) -> None:
         """The deadline that this exchange set has passed."""
-        if waiting is Waiting.ENGINE:
+        if waiting is Waiting.SIGN:
+            if self._stream.pending:
+                # It reads slowly; or it does not, and then the kernel will say so.
+                self._wait_for_sign()
+            else:
+                self._client.abort("the client ended the connection")
+        elif waiting is Waiting.ENGINE:
             self.refuse(504, "The Engine did not answer in time")
         else:
             self.refuse(408, f"timed out waiting for {waiting.value}")
@@ -293,6 +313,8 @@ class Forwarding:
             self._backend = None
         if payload:
             self._stream.write(payload)
+        if self._half_closed and not finished:
+            self._wait_for_sign()
         if finished and not self._ended:
             self._note("")
             close = (

@@ -116,8 +116,8 @@ class Peer:
     """One connection of a client.
 
     `source` holds what came and was not taken; `source.ended` after an orderly end (close_notify under TLS,
-    FIN on a unix socket). `cut` says how it ended otherwise: "truncated", "reset" or "alert". `unsent` are the bytes
-    (of TLS, if there is any) that nobody took any more.
+    FIN on a unix socket). `cut` says how it ended otherwise: "truncated", "reset" or "alert". `unsent` are
+    the bytes (of TLS, if there is any) that nobody took any more.
     """
 
     def __init__(self, sock: socket.socket, transport: _Transport) -> None:

@@ -72,9 +72,8 @@ class RunningDefender:
             "defender": f'name = "web1"\nstate = "{self.state}"',
             "engine": f'address = "unix://{engine}"',
             "listen": f'mode = "unix+tcp"\ntcp = ["127.0.0.1:{self.port}"]\nunix = ["{self.unix}"]',
-            "limits": "linger = 1",
         }
-        for table, lines in (settings or {}).items():
+        for table, lines in {"limits": "linger = 1", **(settings or {})}.items():
             tables[table] = f"{tables.get(table, '')}\n{lines}"
         text = "".join(f"[{table}]\n{lines}\n" for table, lines in tables.items())
         (self.state / "defender.toml").write_text(text, "utf-8")

@@ -164,17 +164,29 @@ class Wiretap:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> Wiretap:
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.path)
-        self._listener.listen(128)
-        self._spawn(self._accept, self._listener)
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Accept connections, again after `refuse`."""
+        if self._listener is None:
+            if os.path.exists(self.path):
+                os.unlink(self.path)
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(self.path)
+            self._listener.listen(128)
+            self._spawn(self._accept, self._listener)
+
+    def refuse(self) -> None:
+        """Refuse new connections; open ones go on."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
 
     def stop(self) -> None:
         self._stopping = True
-        if self._listener is not None:
-            self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
+        self.refuse()
         for thread in list(self._threads):
             thread.join(10)
         if os.path.exists(self.path):
