@@ -7,6 +7,7 @@ and a recorder, the listeners get the proxy's `accept`, the control socket gets 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -40,6 +41,9 @@ from defender.proxy.service import Proxy
 from defender.settings import Settings, SettingsError, changed, load_settings
 from defender.streams.plain import connect_unix
 
+_OWN_DESCRIPTORS = 64
+"""What is needed beside connections: listeners, the journal and its rotation, files that are read again."""
+
 _FIRST_LOOK = 1.0
 _LONGEST_LOOK = 30.0
 
@@ -50,6 +54,30 @@ def make_service(settings: Settings, reactor: Any) -> Defender:
     """
     os.makedirs(settings.defender.state, mode=0o700, exist_ok=True)
     return Defender(settings, reactor)
+
+
+def _room_for(clients: int, engine: int) -> int:
+    """How many of `clients` connections the process has descriptors for, beside `engine` to the Engine.
+
+    Raises the soft limit to the hard one. Without a reserve, whoever may connect could keep the defender from
+    the Engine, from its record and from the locks.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        hard = soft
+    if hard == resource.RLIM_INFINITY or hard >= clients + engine + _OWN_DESCRIPTORS:
+        return clients
+    room = max(2, hard - _OWN_DESCRIPTORS) * clients // (clients + engine)
+    Defender.log.warn(
+        "room for {room} of {clients} connections (limits.connections): the process may have {limit} open "
+        "files; raise LimitNOFILE= or ulimit -n",
+        room=room,
+        clients=clients,
+        limit=hard,
+    )
+    return max(1, room)
 
 
 def _listen_spec(settings: Settings) -> ListenSpec:
@@ -152,7 +180,7 @@ class Defender(MultiService):
 
     def _terms(self, settings: Settings) -> Terms:
         return Terms(
-            connections=settings.limits.connections,
+            connections=_room_for(settings.limits.connections, settings.engine.max_connections),
             handshake_timeout=settings.limits.handshake_timeout,
             linger=settings.limits.linger,
             load_context=self._load_context,
