@@ -237,7 +237,8 @@ class Backend:
     def _finish(self, surplus: bytes) -> None:
         head = self._head
         self._decoder = self._head = self._inquiry = None
-        if surplus or not self._request_sent or head is None or not head.keep_alive:
+        left = surplus or self.stream.pending
+        if left or not self._request_sent or head is None or not head.keep_alive:
             self._discard()
             return
         self._state = _State.IDLE
@@ -337,6 +338,8 @@ class BackendPool:
         self._opening = 0
         self._tunnels = 0
         self._learning: list[Deferred[EngineFacts]] = []
+        self._question: Backend | None = None
+        self._asked: float | None = None
         self._last_version: bytes | None = None
         self.facts = EngineFacts()
 
@@ -431,10 +434,22 @@ class BackendPool:
 
     def _ping(self, backend: Backend) -> None:
         inquiry = inspect(parse_request_head(b"GET /_ping HTTP/1.1\r\nHost: docker\r\n\r\n"), discard_limit=0)
+        self._question = backend
         backend.begin(_Ping(self._learned), inquiry, forwarded_head(inquiry, None), whole=True)
+
+    def sweep(self, now: float, patience: float) -> None:
+        """Give the question up that the Engine leaves unanswered for `patience` seconds (0: never)."""
+        if self._question is None:
+            return
+        if self._asked is None:
+            self._asked = now
+        elif patience and now - self._asked >= patience:
+            self._question.cancel()
+            self._learned(EngineError(504, "The Engine did not answer in time"))
 
     def _learned(self, error: EngineError | None) -> None:
         waiting, self._learning = self._learning, []
+        self._question = self._asked = None
         if error is None and self.facts.api_version is None:
             error = EngineError(502, "The Engine's ping names no API version that is supported here")
         for deferred in waiting:

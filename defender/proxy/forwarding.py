@@ -218,6 +218,7 @@ class Forwarding:
         pool = self._proxy.pool
         version = forwarded_version(inquiry, pool.facts.newest_common)
         if version is None and inquiry.operation.action != "debug":
+            self._client.wait(Waiting.ENGINE, self._proxy.engine.response_timeout)
             pool.learn().addCallbacks(self._learned, self._unreachable)
             return
         backend = None if self._repeated else pool.take()
@@ -228,6 +229,7 @@ class Forwarding:
 
     def _learned(self, _facts: object) -> None:
         if not self._ended:
+            self._client.wait(Waiting.BODY, self._proxy.limits.body_timeout if self._body is not None else 0)
             self._forward()
 
     def _unreachable(self, failure: Failure) -> None:

@@ -162,6 +162,7 @@ class Proxy(Service):
         if self._denials:
             left = ((user, count - _DENIALS_A_SECOND) for user, count in self._denials.items())
             self._denials = {user: count for user, count in left if count > 0}
+        self.pool.sweep(now, self.engine.response_timeout)
         for frontend in list(self._frontends):
             try:
                 if frontend.under_way is not None and self._expired(frontend.subject):
