@@ -49,6 +49,7 @@ class Forwarding:
         "_began",
         "_body",
         "_client",
+        "_closes",
         "_ended",
         "_half_closed",
         "_passage",
@@ -76,6 +77,7 @@ class Forwarding:
         self._body: LengthDecoder | ChunkedDecoder | None = None
         self._passage: Passage | None = None
         self._answered = False
+        self._closes = False
         self._ended = False
         self._half_closed = False
         self._repeated = False
@@ -297,7 +299,10 @@ class Forwarding:
         self._status = head.status
         if self._body is None:
             self._client.wait(Waiting.ENGINE, 0)
-        out = answer_head(self.inquiry, head, passage, close=self._client.ends_after(self.inquiry.head))
+        # An answer that is over before the request is ends both connections and says so (RFC 9112, 9.6).
+        early = self._body is not None and (finished or not head.keep_alive)
+        self._closes = early or self._client.ends_after(self.inquiry.head)
+        out = answer_head(self.inquiry, head, passage, close=self._closes)
         self._pass_on(out, payload, finished, trailers)
 
     def answer_data(self, payload: bytes, finished: bool, trailers: Headers) -> None:
@@ -320,7 +325,8 @@ class Forwarding:
         if finished and not self._ended:
             self._note("")
             close = (
-                self._body is not None
+                self._closes
+                or self._body is not None
                 or self._passage is Passage.UNTIL_CLOSE
                 or self._client.ends_after(self.inquiry.head)
             )

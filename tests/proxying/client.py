@@ -220,6 +220,11 @@ class Peer:
         else:
             self.source.ended = True
 
+    def poll(self, seconds: float) -> None:
+        """Take what comes within this time; a slow client's pause."""
+        if not self.over and select.select([self.sock], [], [], seconds)[0]:
+            self._receive()
+
     def fill(self) -> bool:
         """Wait for more to come; False when nothing more will."""
         if self.over:

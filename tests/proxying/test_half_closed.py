@@ -1,4 +1,4 @@
-"""A client that has half-closed during an ordinary request: it is answered, and not waited for without end."""
+"""A client that half-closed during an ordinary request: it is answered, and not waited for without end."""
 
 from __future__ import annotations
 
