@@ -117,6 +117,9 @@ class Tunnel:
 
     def sweep(self, now: float) -> None:
         """Called every second or so: notice peers that vanished, end the bounded drain."""
+        if self._deadline is not None and self._client.mine.pending:
+            # The drain is for input. Output that a slow reader has not taken yet is waited for.
+            self._deadline = now + self._linger
         if self._deadline is not None and now >= self._deadline:
             self.abort(self.reason)
         elif self._client.mine.is_gone():

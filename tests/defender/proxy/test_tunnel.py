@@ -65,6 +65,17 @@ class TunnelTests(HouseCase):
         self.house.advance(7)
         self.assertTrue(self.client.aborted)
 
+    def test_slow_reader_gets_the_rest_after_the_end_of_the_engine(self) -> None:
+        """A reset would destroy what the client has not taken yet: it may be looking at a pager."""
+        self.open()
+        self.client.pending = 100_000
+        self.engine.end()
+        self.house.advance(60)
+        self.assertFalse(self.client.aborted)
+        self.client.pending = 0
+        self.house.advance(7)
+        self.assertTrue(self.client.aborted)
+
     def test_back_pressure(self) -> None:
         self.open()
         self.client.fill()
