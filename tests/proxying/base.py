@@ -82,7 +82,7 @@ class ProxyCase(SynchronousTestCase):
     def setUp(self) -> None:
         if self.tapped:
             self.tap.take()
-        self.defender.take_events()
+        self.defender.forget_events()
         self.addCleanup(self.check_house)
 
     def check_house(self) -> None:

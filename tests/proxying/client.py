@@ -130,6 +130,11 @@ class Peer:
         sock.setblocking(False)
 
     @property
+    def name(self) -> str:
+        """Our address as events show it, "" on a unix socket."""
+        return "" if self.sock.family == socket.AF_UNIX else "{}:{}".format(*self.sock.getsockname())
+
+    @property
     def over(self) -> bool:
         """Nothing more will come."""
         return self.source.ended or bool(self.cut)

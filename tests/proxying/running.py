@@ -66,6 +66,7 @@ class RunningDefender:
         self.port = _free_port()
         self.unix = str(self.state / "d.sock")
         self._read = 0
+        self._ports: set[str] = set()
         self._events_file = self.state / "audit" / "events.jsonl"
         self._log = self.state / "log"
         tables = {
@@ -120,7 +121,9 @@ class RunningDefender:
 
     def tls(self, user: str = "admin", *, receive_buffer: int = 0) -> Peer:
         """Connect as `user`."""
-        return connect_tls(self.port, user, receive_buffer=receive_buffer)
+        peer = connect_tls(self.port, user, receive_buffer=receive_buffer)
+        self._ports.add(peer.name)
+        return peer
 
     def local(self) -> Peer:
         """Connect to the unix socket; this process's user may do everything."""
@@ -162,9 +165,17 @@ class RunningDefender:
                 return int(line.split()[1]) * 1024
         raise AssertionError(f"no {key} in /proc/PID/status")
 
+    def forget_events(self) -> None:
+        """Forget the events so far, and those that clients of until now will still cause."""
+        self._ports.clear()
+        self.take_events()
+
     def take_events(self, count: int = 0) -> list[dict[str, Any]]:
         """Return the Engine calls' events since the last call; blocks until there are at least `count`."""
         found: list[dict[str, Any]] = []
+
+        def is_ours(event: dict[str, Any]) -> bool:
+            return event["kind"] == "engine" and event["actor"].get("src", "") in self._ports | {""}
 
         def enough() -> bool:
             with self._events_file.open("rb") as file:
@@ -172,7 +183,7 @@ class RunningDefender:
                 data = file.read()
             whole = data[: data.rfind(b"\n") + 1]
             self._read += len(whole)
-            found.extend(e for line in whole.splitlines() if (e := json.loads(line))["kind"] == "engine")
+            found.extend(event for line in whole.splitlines() if is_ours(event := json.loads(line)))
             return len(found) >= count
 
         try:

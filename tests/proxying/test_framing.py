@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from typing import ClassVar
 
 from tests.proxying.client import Peer
 from tests.proxying.play import REFUSALS
@@ -244,7 +245,7 @@ class Bodies:
     class Patience(Programs):
         """Time, with tiny limits: what waits for nothing is ended, what waits by its nature is not."""
 
-        settings = {
+        settings: ClassVar[dict[str, str]] = {
             "limits": "head_timeout = 0.5\nidle_timeout = 0.5\nbody_timeout = 0.5\nlinger = 0.5",
             "engine": "response_timeout = 1\naction_timeout = 1",
         }
