@@ -66,10 +66,15 @@ class FileWatch:
         self._load(self._seen)
 
     def _look(self) -> None:
-        signature = self._signature()
-        if signature != self._read and signature == self._seen:
-            self._load(signature)
+        signature, before = self._signature(), self._seen
         self._seen = signature
+        if signature == self._read or signature != before:
+            return
+        try:
+            self._load(signature)
+        except Exception:  # noqa: BLE001 - a fault of ours in taking one text over must not end the watch
+            self.log.failure("{path} could not be taken over", path=self._path)
+            self._failed("could not be taken over; the log says more")
 
     def _signature(self) -> _Signature | str | None:
         try:

@@ -171,7 +171,10 @@ class Proxy(Service):
                     frontend.sweep(now)
             except Exception:  # noqa: BLE001 - one connection's fault must not end the sweep for all
                 self.log.failure("sweeping a connection failed; it is cut")
-                frontend.abort("internal error")
+                try:
+                    frontend.abort("internal error")
+                except Exception:  # noqa: BLE001 - as above
+                    self.log.failure("cutting a connection failed")
 
     # -- judging
 
