@@ -190,6 +190,7 @@ class Backend:
             if passage is not Passage.INTERIM:
                 break
             self._buffer += rest
+            self._used = False  # the Engine has this request: what comes now is no sign of a stale connection
         self._pool.heard(head)
         if passage is Passage.TUNNEL:
             self._open_tunnel(head, rest)
