@@ -27,6 +27,7 @@ from controller.cli.output import MAX_WIDTH, complain, state_option
 from defender.contract.actions import KNOWN_NAMES, names_of
 from defender.contract.audit import REQUIRED, SCHEMA_VERSION, timestamp
 from defender.contract.pattern import compile_glob, is_glob
+from defender.contract.rule import ACTIONS
 
 POLL: Final = 0.2
 """Seconds between two looks at a file that is followed."""
@@ -76,7 +77,7 @@ class Wanted:
                 return False
         if self.actions:
             action = str(_part(event, "req").get("action", ""))
-            names = {action, *(names_of(action) if action in KNOWN_NAMES else ())}
+            names = {action, *(names_of(action) if action in ACTIONS else ())}
             return any(matches(name.casefold()) for matches in self.actions for name in names)
         return True
 
@@ -361,7 +362,7 @@ def _cells(event: Mapping[str, Any], result: str) -> list[str]:
     request, decision = _part(event, "req"), _part(event, "decision")
     elapsed = _part(event, "result").get("ms", "")
     if isinstance(elapsed, (int, float)):
-        elapsed = f"{elapsed:.1f}" if elapsed < 10_000 else f"{elapsed / 1000:.0f}s"
+        elapsed = _span(elapsed)
     actor = _part(event, "actor")
     user = str(actor.get("user", "")) or ("-" if actor.get("via") != "defender" else "(defender)")
     return [
@@ -373,6 +374,14 @@ def _cells(event: Mapping[str, Any], result: str) -> list[str]:
         str(decision.get("rule", "")),
         str(elapsed),
     ]
+
+
+def _span(milliseconds: float) -> str:
+    try:
+        span = float(milliseconds)
+    except OverflowError:  # an integer that no clock measured
+        return "?"
+    return f"{span:.1f}" if span < 10_000 else f"{span / 1000:.0f}s"
 
 
 def _target(event: Mapping[str, Any]) -> str:

@@ -73,8 +73,11 @@ def print_line(text: str, *, style: str = "") -> None:
 
 
 def print_json(document: object) -> None:
-    """Print one JSON document, indented; text stays readable."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    """Print one JSON document, indented; text stays readable, what could steer a terminal is escaped."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    # Outside of its strings JSON has nothing that does not print but line ends.
+    shown = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    click.echo("".join(shown).replace("\x7f", "\\u007f"))
 
 
 def complain(text: str) -> None:
