@@ -106,6 +106,8 @@ def read_choices(variables: Mapping[str, str], directory: Path) -> Choices:
         policy = _absolute(variables["POLICY"], directory)
         if not policy.is_file():
             raise SetupError(f"POLICY={variables['POLICY']}: there is no file {policy}")
+    if not variables.get("FLEET_STATE", "").isprintable():
+        raise SetupError("FLEET_STATE: a path with control characters is not accepted")
     state = _absolute(variables.get("FLEET_STATE") or ".state", directory)
     return Choices(
         state=state,

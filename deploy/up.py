@@ -12,6 +12,7 @@ import json
 import os
 import pwd
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy import packages
-from deploy.choices import DEFAULT_ENGINE, Choices, SetupError, read_choices
+from deploy.choices import DEFAULT_ENGINE, ROOT, Choices, SetupError, read_choices
 from deploy.client import proof, write_environment
 from deploy.docker_api import ApiError, answers, connection
 from deploy.engine import CGROUP, NEEDED, EngineError, OwnEngine, ensure_cgroups
@@ -148,6 +149,16 @@ def prepare_state(choices: Choices) -> None:
     """
     try:
         choices.state.mkdir(parents=True, exist_ok=True)
+        status = choices.state.stat()
+        # Whoever can write there could place links for us to write through, or a policy.
+        if status.st_uid not in {0, os.geteuid(), ROOT.stat().st_uid}:
+            raise SetupError(
+                f"FLEET_STATE={choices.state}: this directory belongs to user {status.st_uid}; name another"
+            )
+        if status.st_mode & stat.S_IWOTH:
+            raise SetupError(
+                f"FLEET_STATE={choices.state}: everybody may write to this directory; name another one"
+            )
         present = {path.name for path in choices.state.iterdir()}
         foreign = sorted(present - {*FOLDERS, "policy.yaml"})
         if foreign and LOCK not in present:
