@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import http.client
 import json
 import os
 import shutil
@@ -18,11 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.docker_api import answers
+from controller.cli.local import ask
+from defender.contract.local import make_request
+from deploy.docker_api import ping
 from deploy.processes import Process, wait_until
 from tests.engine.dockerd import client_environment, engine
 
@@ -302,28 +305,25 @@ class Guarded:
         return "".join(texts)
 
     def serves(self) -> bool:
-        """Tell whether it answers on every listener of `mode`."""
-        return ("tcp" not in self.mode or answers(self.tcp_address, self._probe)) and (
-            "unix" not in self.mode or (self.socket.exists() and answers(self.unix_address))
-        )
+        """Tell whether it answers on every listener of `mode`, be it that there is no Engine."""
+        try:
+            if "tcp" in self.mode:
+                ping(self.tcp_address, self._probe)
+            if "unix" in self.mode:
+                ping(self.unix_address)
+        except (OSError, http.client.HTTPException):
+            return False
+        return True
 
-    def resident(self) -> int:
-        """Return the bytes of memory that it holds (VmRSS of proc(5))."""
-        for line in Path(f"/proc/{self.pid}/status").read_text("ascii").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError("the defender is gone")
+    def descriptors(self) -> int:
+        """Return how many descriptors it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
-    def descriptors(self) -> Iterator[str]:
-        """Yield what each of its open descriptors is."""
-        directory = f"/proc/{self.pid}/fd"
-        for name in os.listdir(directory):
-            with contextlib.suppress(FileNotFoundError):
-                yield os.readlink(f"{directory}/{name}")
-
-    def sockets(self) -> int:
-        """Return how many sockets it has open."""
-        return sum(target.startswith("socket:") for target in self.descriptors())
+    def status(self) -> Mapping[str, Any]:
+        """Ask it over its control socket how it is, as `defenderctl local status --json` does."""
+        answer = ask(self.state / "control.sock", make_request("status", {}))
+        assert answer.ok, answer.error
+        return answer.result
 
     # -- how clients reach it
 

@@ -126,4 +126,4 @@ class SwitchTests(ClientCase):
         terminal.ask(b"echo $((40 + 3))", rb"\n43")
 
     def listener_event(self, event: Event) -> bool:
-        return event["kind"] == "control" and event["req"]["action"] == "listener_set"
+        return of("listener_set")(event)
