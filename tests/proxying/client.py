@@ -116,8 +116,9 @@ class Peer:
     """One connection of a client.
 
     `source` holds what came and was not taken; `source.ended` after an orderly end (close_notify under TLS,
-    FIN on a unix socket). `cut` says how it ended otherwise: "truncated", "reset" or "alert". `unsent` are
-    the bytes (of TLS, if there is any) that nobody took any more.
+    FIN on a unix socket). `cut` says how it ended otherwise: "truncated", "reset" or "alert". `received`,
+    `sent` and `unsent` count bytes of the socket (TLS, if there is any): read, given to the kernel, and those
+    that nobody took any more.
     """
 
     def __init__(self, sock: socket.socket, transport: _Transport) -> None:
@@ -126,6 +127,7 @@ class Peer:
         self.source = Source()
         self.cut = ""
         self.received = 0
+        self.sent = 0
         self.unsent = 0
         sock.setblocking(False)
 
@@ -154,7 +156,9 @@ class Peer:
                 self._receive()
             if writable and not self.cut:
                 try:
-                    view = view[self.sock.send(view[: 1 << 20], socket.MSG_NOSIGNAL) :]
+                    count = self.sock.send(view[: 1 << 20], socket.MSG_NOSIGNAL)
+                    self.sent += count
+                    view = view[count:]
                 except BlockingIOError:
                     pass
                 except OSError:
