@@ -125,6 +125,9 @@ def check_name(name: str, check: str, what: str) -> None:
         )
     if any(_is_unfit(character) for character in name):
         raise refused(check, name, f"the {what} {name!r} has a control character")
+    if not unicodedata.is_normalized("NFC", name):
+        # It would look like a name that rules and locks speak of, and be another.
+        raise refused(check, name, f"the {what} {name!r} is not in composed form (Unicode NFC)")
     if name != name.strip():
         raise refused(check, name, f"the {what} {name!r} begins or ends with white space")
 

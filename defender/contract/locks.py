@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from defender.contract.errors import ContractError
@@ -34,9 +35,16 @@ class Lock:
         return f"{self.kind} {self.value}" + (f" of {self.issuer}" if self.issuer else "")
 
 
+def _folded(name: str) -> str:
+    """A name as names are compared: without case, and however its accents are written (UAX 15, UTS 10)."""
+    if name.isascii():
+        return name.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+
+
 def same(one: Lock, other: Lock) -> bool:
     """True if both shut out the same: names are compared as `LockSet` compares them."""
-    return (one.kind, one.value.casefold(), one.issuer) == (other.kind, other.value.casefold(), other.issuer)
+    return (one.kind, _folded(one.value), one.issuer) == (other.kind, _folded(other.value), other.issuer)
 
 
 def make_lock(kind: str, value: str, issuer: str = "") -> Lock:
@@ -62,8 +70,8 @@ class LockSet:
 
     def __init__(self, locks: frozenset[Lock] = frozenset()) -> None:
         self.locks = locks
-        self._users = {lock.value.casefold() for lock in locks if lock.kind == "user"}
-        self._groups = {lock.value.casefold() for lock in locks if lock.kind == "group"}
+        self._users = {_folded(lock.value) for lock in locks if lock.kind == "user"}
+        self._groups = {_folded(lock.value) for lock in locks if lock.kind == "group"}
         self._serials = {(lock.value, lock.issuer) for lock in locks if lock.kind == "serial"}
 
     def __bool__(self) -> bool:
@@ -71,10 +79,10 @@ class LockSet:
 
     def reason(self, subject: Subject) -> str | None:
         """Why `subject` is locked out, None if it is not."""
-        if subject.user.casefold() in self._users:
+        if _folded(subject.user) in self._users:
             return f"user {subject.user} is locked"
         for group in subject.groups:
-            if group.casefold() in self._groups:
+            if _folded(group) in self._groups:
                 return f"group {group} is locked"
         if subject.serial and self._serials:
             serial = subject.serial.lstrip("0") or "0"

@@ -7,6 +7,7 @@ does not exist are problems, because a policy that means less than it says would
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable
 from ipaddress import IPv6Network, ip_network
 from typing import Any
@@ -97,6 +98,13 @@ class _PolicyChecker(Checker):
             return None
         if value != value.strip():
             self.report(item, key, "the pattern has blanks at an end", f'write "{shorten(value.strip())}"')
+            return None
+        composed = unicodedata.normalize("NFC", value)
+        if value != composed:
+            # It would look like the names it is meant for, and match none of them.
+            self.report(
+                item, key, "the pattern is not in composed form (Unicode NFC)", f"write {shown(composed)}"
+            )
             return None
         if len(value) > MAX_PATTERN:
             self.report(item, key, f"the pattern is longer than {MAX_PATTERN} characters")
