@@ -125,7 +125,7 @@ class PressureTests(FakePrograms):
         while peer.fill():
             whole.update(peer.source.take(len(peer.source.buffer)))
         self.assertEqual(peer.cut, "")
-        self.assertLess(self.defender.memory() - before, 8 * MEGA)
+        self.assertLess(self.defender.memory() - before, 4 * MEGA)
         return whole.hexdigest()
 
     def test_a_slow_reader_of_an_answer(self) -> None:
@@ -166,7 +166,7 @@ class PressureTests(FakePrograms):
             self.assert_little(held, f"after {release}")
         gate.open()
         sender.finish()
-        self.assertLess(self.defender.memory() - before, 8 * MEGA)
+        self.assertLess(self.defender.memory() - before, 4 * MEGA)
         return sender
 
     def test_a_slow_engine_that_takes_an_upload(self) -> None:
