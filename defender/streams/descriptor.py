@@ -467,8 +467,10 @@ class SocketStream:
         if self._receiver is None or self._told or self._lost is None:
             return
         self._told = True
+        # Stream and receiver refer to each other: without the one reference both are free at once.
+        receiver, self._receiver = self._receiver, None
         try:
-            self._receiver.connection_lost(self._lost)
+            receiver.connection_lost(self._lost)
         except Exception:  # noqa: BLE001 - as in doRead
             self._receiver_failed("connection_lost")
 

@@ -98,7 +98,7 @@ class TLSStream(SocketStream):
         """Take over ``sock``, which was accepted. Times are in seconds; the others as for `SocketStream`."""
         super().__init__(reactor, sock, linger=linger, flush_timeout=flush_timeout, keepalive=keepalive)
         self._check = PeerCheck()
-        self._connection = SSL.Connection(context, sock)
+        self._connection: Any = SSL.Connection(context, sock)  # None once the stream is lost
         self._connection.set_app_data(self._check)
         self._connection.set_accept_state()
         self._certificate: x509.Certificate | None = None
@@ -134,8 +134,8 @@ class TLSStream(SocketStream):
 
     @property
     def version(self) -> str:
-        """The protocol in use: ``TLSv1.3`` or ``TLSv1.2``."""
-        return self._connection.get_protocol_version_name()
+        """The protocol in use: ``TLSv1.3`` or ``TLSv1.2``; "" once the connection is lost."""
+        return str(self._connection.get_protocol_version_name()) if self._connection is not None else ""
 
     def half_close(self) -> None:
         if self._established:
@@ -394,6 +394,8 @@ class TLSStream(SocketStream):
 
     def _release(self) -> None:
         super()._release()
+        # OpenSSL holds some 50 kB; a reference to this stream may outlive it by far.
+        self._connection = None
         handshake = self._end_handshake()
         if handshake is not None:
             handshake.errback(self._error("cancelled", "the connection was aborted"))
