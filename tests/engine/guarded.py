@@ -54,9 +54,9 @@ rules:
 """
 """Admin may do everything, Dev team reads, Builders have every ordinary action: neither session nor grpc."""
 
-START_PATIENCE = 30.0
-STOP_PATIENCE = 15.0
-EVENT_PATIENCE = 15.0
+START_PATIENCE = 60.0
+STOP_PATIENCE = 30.0
+EVENT_PATIENCE = 30.0
 
 Event = dict[str, Any]
 

@@ -15,7 +15,7 @@ import termios
 import time
 from collections.abc import Mapping, Sequence
 
-PATIENCE = 20.0
+PATIENCE = 40.0
 
 
 class Terminal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import io
 import os
@@ -33,6 +34,9 @@ ENOUGH = 64 * MEGABYTE
 
 MOST = 4 * MEGABYTE
 """Growth that is allowed; the streams themselves are allowed less than one of them each."""
+
+
+SETTINGS = {"engine": "pool = 0", "limits": "handshake_timeout = 3\nhead_timeout = 3"}
 
 
 class Growth:
@@ -91,7 +95,7 @@ class OwnDefenderCase(SynchronousTestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.defender = Guarded(settings={"engine": "pool = 0"}).start()
+        cls.defender = Guarded(settings=SETTINGS).start()
 
     @classmethod
     def tearDownClass(cls) -> None:
@@ -124,15 +128,14 @@ class OwnDefenderCase(SynchronousTestCase):
         return child
 
 
-def large_file() -> Path:
-    """Return a tar file of random bytes, made once."""
-    file = scratch() / "large.tar"
-    if not file.exists():
-        with tarfile.open(file, "w") as archive:
-            member = tarfile.TarInfo("random")
-            member.size = LARGE
-            with open("/dev/urandom", "rb") as source:
-                archive.addfile(member, source)
+@functools.cache
+def tar_file(size: int) -> Path:
+    """Return a tar file with so many random bytes, made once."""
+    file = scratch() / f"random-{size}.tar"
+    with tarfile.open(file, "w") as archive, open("/dev/urandom", "rb") as source:
+        member = tarfile.TarInfo("random")
+        member.size = size
+        archive.addfile(member, source)
     return file
 
 
@@ -145,7 +148,7 @@ class SlownessTests(OwnDefenderCase):
     def setUpClass(cls) -> None:
         super().setUpClass()
         direct = client_environment(engine().address)
-        docker_clis()[-1].run("import", str(large_file()), "large", environment=direct)
+        docker_clis()[-1].run("import", str(tar_file(LARGE)), "large", environment=direct)
         # What Python, OpenSSL and the allocator take once is taken now.
         for environment in (cls.defender.tls(), cls.defender.unix()):
             for arguments in (("save", "busybox"), ("exec", "-i", shared_box(), "cat")):
@@ -194,7 +197,7 @@ class SlownessTests(OwnDefenderCase):
     def test_an_engine_that_does_not_read_an_upload(self) -> None:
         for name, environment in (("tls", self.defender.tls()), ("unix", self.defender.unix())):
             growth = Growth(self.defender.pid)
-            with large_file().open("rb") as file:
+            with tar_file(ENOUGH).open("rb") as file:
                 loading = self.started(
                     "import", "-", f"loaded-{name}", environment=environment, stdin=file.fileno()
                 )
@@ -209,7 +212,7 @@ class SlownessTests(OwnDefenderCase):
     def test_an_engine_that_does_not_read_a_stream(self) -> None:
         for name, environment in (("tls", self.defender.tls()), ("unix", self.defender.unix())):
             growth = Growth(self.defender.pid)
-            with large_file().open("rb") as file:
+            with tar_file(ENOUGH).open("rb") as file:
                 arguments = ("exec", "-i", shared_box(), "sha256sum")
                 sending = self.started(*arguments, environment=environment, stdin=file.fileno())
                 settled_at = self.position(sending.pid, 5 * MEGABYTE)
@@ -232,7 +235,7 @@ class SlownessTests(OwnDefenderCase):
         return read
 
     def digest(self) -> str:
-        with large_file().open("rb") as file:
+        with tar_file(ENOUGH).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -250,7 +253,7 @@ class KilledClientTests(OwnDefenderCase):
             self.cli.run("ps", environment=environment)
         self.assertTrue(wait_until(lambda: self.clients()["connections"] == 0, 20))
         baseline = settled(self.defender.descriptors)
-        with large_file().open("rb") as file:
+        with tar_file(ENOUGH).open("rb") as file:
             beginning = file.read(MEGABYTE)
         clients = []
         for environment in (self.defender.tls(), self.defender.unix()):
