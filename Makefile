@@ -8,9 +8,10 @@ PYTHON ?= python3
 # For make test: arguments of pytest, such as PYTEST="tests/defender -k listener"
 PYTEST ?= tests
 
-# A defender that the caller's shell is set up for is none of the tests' business.
+# A defender that the caller's shell is set up for is none of the tests' business. Root's PATH after a plain su
+# lacks the system's tools.
 UNSET = env -u FLEET_STATE -u DOCKER_HOST -u DOCKER_TLS_VERIFY -u DOCKER_CERT_PATH -u DOCKER_CONFIG \
-	-u DOCKER_CONTEXT -u DOCKER_API_VERSION -u DOCKER_BUILDKIT
+	-u DOCKER_CONTEXT -u DOCKER_API_VERSION -u DOCKER_BUILDKIT PATH="$$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 .PHONY: up down test lint bench docs python
 .NOTPARALLEL:

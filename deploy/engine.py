@@ -43,6 +43,9 @@ NEEDED = {
     "iptables": "iptables",
     "ip": "iproute2",
     "busybox": "busybox-static",
+    "ps": "procps",  # docker top
+    "git": "git",  # docker build of a repository
+    "xz": "xz-utils",  # layers and build contexts
 }
 """Programs that an Engine of ours needs, and the Debian package of each."""
 
@@ -53,6 +56,18 @@ _children: list[subprocess.Popen[bytes]] = []
 
 class EngineError(Exception):
     """An Engine could not be started or stopped; the text says why and what to do."""
+
+
+def system_tool(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a system's tool to its end; its messages are English, whatever the caller's language is."""
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": SYSTEM_PATH, "LC_ALL": "C"},
+    )
 
 
 def missing_programs() -> dict[str, str]:
@@ -189,13 +204,13 @@ class OwnEngine:
         for process in [*self._containers(), *processes_naming(self.exec_root)]:
             process.end(2)
         for point in sorted({*mounts_below(self.root), *mounts_below(self.exec_root)}, key=len, reverse=True):
-            subprocess.run(["umount", "-l", point], capture_output=True, check=False)
+            system_tool("umount", "-l", point)
         # containerd would wait for the shims that are named here.
         shutil.rmtree(self.exec_root, ignore_errors=True)
         remove(self.pidfile)
         remove(self.socket)
         if not self.isolated and Path(f"/sys/class/net/{self.label}").exists():
-            subprocess.run(["ip", "link", "delete", self.label], capture_output=True, check=False)
+            system_tool("ip", "link", "delete", self.label)
             forget_packet_rules(self.label)
 
     def _containers(self) -> Iterator[Process]:
@@ -217,14 +232,10 @@ def control_groups(pid: int) -> str:
 def forget_packet_rules(bridge: str) -> None:
     """Delete the packet filter's rules that name the bridge; dockerd leaves them behind."""
     for table in ("filter", "nat"):
-        saved = subprocess.run(
-            ["iptables", "-t", table, "-S"], capture_output=True, text=True, check=False
-        ).stdout
-        for line in saved.splitlines():
+        for line in system_tool("iptables", "-t", table, "-S").stdout.splitlines():
             words = shlex.split(line)
             if words[:1] == ["-A"] and bridge in words:
-                command = ["iptables", "-t", table, "-D", *words[1:]]
-                subprocess.run(command, capture_output=True, check=False)
+                system_tool("iptables", "-t", table, "-D", *words[1:])
 
 
 def _passed_environment() -> dict[str, str]:
@@ -266,12 +277,7 @@ def ensure_cgroups() -> bool:
 
     def mount(kind: str, options: str, point: Path) -> None:
         point.mkdir(exist_ok=True)
-        done = subprocess.run(
-            ["mount", "-t", kind, "-o", options, kind, str(point)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = system_tool("mount", "-t", kind, "-o", options, kind, str(point))
         if done.returncode:
             raise EngineError(
                 f"containers need cgroups, and {point} cannot be mounted: {done.stderr.strip()}"
@@ -292,11 +298,8 @@ def make_bridge(name: str) -> None:
     Raises:
         EngineError: when no network is free or the kernel refuses.
     """
-    routes = subprocess.run(
-        ["ip", "-o", "-4", "route", "show"], capture_output=True, text=True, check=True
-    ).stdout
     taken = []
-    for line in routes.splitlines():
+    for line in system_tool("ip", "-o", "-4", "route", "show").stdout.splitlines():
         target = line.split(" ")[0]
         if target != "default":
             taken.append(ipaddress.ip_network(target, strict=False))
@@ -309,7 +312,7 @@ def make_bridge(name: str) -> None:
         ["ip", "address", "add", f"{network[1]}/{network.prefixlen}", "dev", name],
         ["ip", "link", "set", name, "up"],
     ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = system_tool(*command)
         if done.returncode:
             raise EngineError(f"{' '.join(command)}: {done.stderr.strip()}")
 

@@ -29,8 +29,6 @@ TEST_PROGRAMS = {
     "curl": "curl",
     "docker": "docker.io",
     "docker-compose": "docker-compose",
-    "git": "git",
-    "ip": "iproute2",
     "node": "nodejs",
     "setpriv": "util-linux",
     "strace": "strace",
