@@ -101,6 +101,14 @@ class CertificateTests(SynchronousTestCase):
             link.recv(1)
         event = self.refusal(before, "no client certificate")
         self.assertEqual(event["actor"]["user"], "")
+        bare = self.folder / "bare"
+        bare.mkdir()
+        (bare / "ca.pem").write_bytes((self.folder / "good" / "ca.pem").read_bytes())
+        for cli in docker_clis():
+            environment = client_environment(self.defender.tcp_address, bare)
+            done = cli.run("ps", environment=environment, check=False)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertRegex(done.stderr.decode(), "certificate required|bad certificate")
 
     def test_no_tls_at_all(self) -> None:
         before = self.defender.trail.mark()
