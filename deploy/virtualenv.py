@@ -167,9 +167,9 @@ class Virtualenv:
             )
 
     def _pip(self, *arguments: str) -> None:
-        pinned = str(self.root / "constraints.txt")
         # In variables and not as an option, so that they hold for what builds the project, too, which has a
-        # variable of its own in newer versions of pip.
+        # variable of its own in newer versions of pip. A URL, for a path with a space in it would be two.
+        pinned = (self.root / "constraints.txt").as_uri()
         constraints = {"PIP_CONSTRAINT": pinned, "PIP_BUILD_CONSTRAINT": pinned}
         done = self.run("python", "-m", "pip", *arguments, **constraints)
         if done.returncode:
