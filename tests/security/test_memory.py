@@ -41,6 +41,9 @@ class EndTests(_Hall):
         await a_moment()
         self.assertEqual(len(SSL.Connection._reverse_mapping), before)
 
+    def test_idle_connections_keep_no_buffers(self) -> None:
+        self.assertTrue(self.context().set_mode(0) & SSL.MODE_RELEASE_BUFFERS)
+
     async def test_connections_that_were_refused(self) -> None:
         service = await self.serve(self.spec("tcp"))
         before = len(SSL.Connection._reverse_mapping)
