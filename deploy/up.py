@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import pwd
+import shlex
 import signal
 import stat
 import sys
@@ -287,7 +288,7 @@ def up(choices: Choices) -> None:
     say("\nTo use it, paste:\n")
     for line in lines:
         say(f"  {line}")
-    say(f"\nor: . {choices.state / 'env.sh'}")
+    say(f"\nor: . {shlex.quote(str(choices.state / 'env.sh'))}")
 
 
 def main() -> int:
