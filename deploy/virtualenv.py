@@ -51,6 +51,14 @@ def clean_environment() -> dict[str, str]:
     }
 
 
+def telling(output: str) -> str:
+    """Return what pip's output says of a failure: its last attempt at the network, its errors; else its end."""
+    lines = [line.strip() for line in output.splitlines()]
+    attempts = [line for line in lines if line.startswith("WARNING: Retrying ")]
+    errors = [line for line in dict.fromkeys(lines) if line.startswith("ERROR: ")]
+    return "\n".join([*attempts[-1:], *errors[-6:]] or lines[-12:])
+
+
 class Virtualenv:
     """One virtual environment with the project in it, editable.
 
@@ -173,8 +181,12 @@ class Virtualenv:
         constraints = {"PIP_CONSTRAINT": pinned, "PIP_BUILD_CONSTRAINT": pinned}
         done = self.run("python", "-m", "pip", *arguments, **constraints)
         if done.returncode:
-            tail = "\n".join(done.stdout.strip().splitlines()[-12:])
-            raise SetupError(f"pip could not install the project's libraries; its last words:\n{tail}")
+            log = self.directory / "pip.log"
+            log.write_text(done.stdout, "utf-8")
+            raise SetupError(
+                f"pip could not install the project's libraries:\n{telling(done.stdout)}\n"
+                f"All that it said is in {log}"
+            )
 
     def _check_commands(self) -> None:
         """See that twistd has both commands, which also writes its cache of plugins."""

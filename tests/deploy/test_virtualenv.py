@@ -90,6 +90,25 @@ class EnsureTests(SynchronousTestCase):
         self.assertEqual(self.ensure(), ["make", "pip ", "check"])
 
 
+class TellingTests(SynchronousTestCase):
+    """A failure of pip is told in a few lines, which name the network if it was that."""
+
+    def test_errors_and_the_last_attempt(self) -> None:
+        said = (
+            "Obtaining x\n  WARNING: Retrying (total=1) after /a/\n  WARNING: Retrying (total=0) after /a/\n"
+            "  ERROR: No matching distribution\n\n  [end of output]\nERROR: No matching distribution\nnote: x\n"
+        )
+        self.assertEqual(
+            virtualenv.telling(said),
+            "WARNING: Retrying (total=0) after /a/\nERROR: No matching distribution",
+        )
+
+    def test_else_the_end(self) -> None:
+        self.assertEqual(
+            virtualenv.telling("\n".join(map(str, range(20)))), "\n".join(map(str, range(8, 20)))
+        )
+
+
 class InterpreterTests(SynchronousTestCase):
     """The environment may be replaced by a make that runs on it, as env.sh has it."""
 
