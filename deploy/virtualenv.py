@@ -52,7 +52,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def telling(output: str) -> str:
-    """Return what pip's output says of a failure: its last attempt at the network, its errors; else its end."""
+    """Return what pip says of a failure: its last attempt at the network and its errors, else its end."""
     lines = [line.strip() for line in output.splitlines()]
     attempts = [line for line in lines if line.startswith("WARNING: Retrying ")]
     errors = [line for line in dict.fromkeys(lines) if line.startswith("ERROR: ")]
