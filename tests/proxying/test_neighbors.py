@@ -71,7 +71,8 @@ def _count(generator: str, least: int) -> None:
 
     def as_reader(self: NeighborTests) -> None:
         player = Player(self, "reader", READABLE)
-        for name, raw in requests:
+        # What is read is the same for all; of the sweeps over all bytes a sample is enough.
+        for name, raw in requests[:: 7 if len(requests) > 1000 else 1]:
             player.play(raw, f"{generator}: {name}")
 
     assert len(requests) >= least, f"{generator}: {len(requests)}"
