@@ -109,8 +109,8 @@ def _trust(context: SSL.Context, anchors: list[x509.Certificate]) -> None:
     store = context.get_cert_store()
     assert store is not None
     for anchor in anchors:
-        # Clients are not told the anchors' names: Go's would send no certificate where its issuer is not among
-        # them, and neither side could say what is wrong with the one they have.
+        # Clients are not told the anchors' names: Go's would send no certificate where its issuer is not
+        # among them, and neither side could say what is wrong with the one they have.
         store.add_cert(crypto.X509.from_cryptography(anchor))
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
     # A server context checks the purpose "sslclient" of the client's chain by itself (X509_verify_cert).
