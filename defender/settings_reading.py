@@ -14,21 +14,13 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from defender.contract.errors import ContractError, Problem
+from defender.contract.errors import FileError, Problem
 from defender.setting_kinds import UNIX, Kind, path_value, toml_type
 from defender.toml_marks import line_index
 
 
-class SettingsError(ContractError):
-    """A settings file that cannot be used; `problems` holds every fault found, in the order of the file."""
-
-    def __init__(self, source: str, problems: tuple[Problem, ...]) -> None:
-        self.source = source
-        self.problems = tuple(sorted(problems))
-        super().__init__(source, self.problems)
-
-    def __str__(self) -> str:
-        return "\n".join(problem.describe(self.source) for problem in self.problems)
+class SettingsError(FileError):
+    """A settings file that cannot be used."""
 
 
 def about(

@@ -62,14 +62,7 @@ def check(ctx: click.Context, file: str, as_json: bool) -> None:
     Example:
       defenderctl policy check policy.yaml
     """
-    try:
-        found = load_policy_bytes(_read(file), _source(file))
-    except PolicyError as error:
-        if as_json:
-            print_json(_problems(error))
-        else:
-            _complain_about(error)
-        ctx.exit(INVALID)
+    found = _load(ctx, file, as_json)
     if as_json:
         print_json(_summary(found))
     else:
@@ -121,14 +114,7 @@ def explain_command(
     """
     candidates = _candidates(action)
     subject = Subject(user=user, groups=groups, via=via, address=_address(source, via))
-    try:
-        loaded = load_policy_bytes(_read(file), _source(file))
-    except PolicyError as error:
-        if as_json:
-            print_json(_problems(error))
-        else:
-            _complain_about(error)
-        ctx.exit(INVALID)
+    loaded = _load(ctx, file, as_json)
     answers = [(name, explain(loaded, subject, host, name)) for name in candidates]
     # A name of two actions is answered by the one that is denied, if one is.
     judged, explanation = min(answers, key=lambda answer: answer[1].decision.allowed)
@@ -139,6 +125,18 @@ def explain_command(
             print_line(f"{action} is a name of {' and '.join(candidates)}; shown is {judged}.")
         _print_explanation(subject, host, judged, explanation)
     ctx.exit(0 if explanation.decision.allowed else INVALID)
+
+
+def _load(ctx: click.Context, file: str, as_json: bool) -> Policy:
+    """The policy in `file`; one that cannot be used ends the command with all its problems."""
+    try:
+        return load_policy_bytes(_read(file), _source(file))
+    except PolicyError as error:
+        if as_json:
+            print_json(_problems(error))
+        else:
+            _complain_about(error)
+        ctx.exit(INVALID)
 
 
 def _read(file: str) -> bytes:

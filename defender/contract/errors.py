@@ -47,9 +47,9 @@ def one_line(text: str) -> str:
     )
 
 
-class PolicyError(ContractError):
-    """A policy that cannot be used.  `problems` holds every fault that was found, sorted by line; never
-    empty."""
+class FileError(ContractError):
+    """A file that a person wrote cannot be used.  `problems` holds every fault that was found, in the order
+    of the file; never empty."""
 
     def __init__(self, source: str, problems: tuple[Problem, ...]) -> None:
         self.source = source
@@ -58,6 +58,10 @@ class PolicyError(ContractError):
 
     def __str__(self) -> str:
         return "\n".join(problem.describe(self.source) for problem in self.problems)
+
+
+class PolicyError(FileError):
+    """A policy that cannot be used."""
 
 
 class IdentityError(ContractError):

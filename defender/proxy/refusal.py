@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from defender.contract.errors import one_line
 from defender.contract.policy import Decision
 
 _REASONS: dict[int, bytes] = {
@@ -34,22 +35,15 @@ def reason_phrase(status: int) -> bytes:
     return _REASONS.get(status, b"Error")
 
 
-def printable(text: str) -> str:
-    """`text` with control characters and lone surrogates spelled out, so that no terminal obeys them."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def denial_message(prefix: str, action: str, user: str, decision: Decision) -> str:
     """The sentence a denied person reads; the rule's own message follows after one space."""
     sentence = (
-        f"The command '{action}' denied for user '{printable(user)}' by rule '{printable(decision.rule)}'"
+        f"The command '{action}' denied for user '{one_line(user)}' by rule '{one_line(decision.rule)}'"
     )
     if prefix:
         sentence = f"{prefix} {sentence}"
     if decision.message:
-        sentence = f"{sentence} {printable(decision.message)}"
+        sentence = f"{sentence} {one_line(decision.message)}"
     return sentence
 
 
