@@ -49,6 +49,8 @@ class UpTests(SynchronousTestCase):
     checkout: Path
     state: Path
     port: int
+    made: dict[str, str] | None = None
+    """The variables of the last make up that went well, while nothing else was done since."""
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -92,12 +94,22 @@ class UpTests(SynchronousTestCase):
     def up(self, **variables: str) -> str:
         done = self.make("up", **variables)
         self.assertEqual(done.returncode, 0, done.stdout)
+        type(self).made = variables
         return done.stdout
+
+    def stand(self) -> Process:
+        """Have the defender that a plain make up gives, and return it."""
+        if self.made != {} or read_pidfile(self.state / "defender.pid") is None:
+            self.up()
+        return self.process()
+
+    def disturb(self) -> None:
+        """Note that the test changes what the last make up made."""
+        type(self).made = None
 
     def refused(self, **variables: str) -> str:
         """Run make up with what cannot be; return its sentence, and see that nothing was harmed."""
-        self.up()
-        before = self.process()
+        before = self.stand()
         done = self.make("up", **variables)
         self.assertNotEqual(done.returncode, 0, done.stdout)
         self.assertNotIn("Traceback", done.stdout)
@@ -148,14 +160,14 @@ class UpTests(SynchronousTestCase):
         self.assertIn("defenderctl", self.in_shell("defenderctl --version").stdout)
 
     def test_everyone_else_is_denied(self) -> None:
-        self.up()
+        self.stand()
         self.assertIn(
             "[Defender] The command 'container_list' denied for user 'bruce' by rule 'default'",
             self.denial("bruce", "ps"),
         )
 
     def test_again_changes_nothing(self) -> None:
-        self.up()
+        self.stand()
         names = (
             "defender.toml",
             "policy.yaml",
@@ -173,9 +185,20 @@ class UpTests(SynchronousTestCase):
         self.assertEqual(after, before)
         self.assertGreaterEqual(len(before[1]), 5)
 
+    def test_from_a_shell_that_is_set_up_for_it(self) -> None:
+        """env.sh puts the environment's own Python first; the environment is the same for both."""
+        process = self.stand()
+        given = f"ENGINE={engine().address} DEFENDER_PORT={self.port}"
+        said = self.in_shell(
+            f'test "$(command -v python3)" = "{self.checkout}/.venv/bin/python3" && '
+            f'make -C "{self.checkout}" up {given}'
+        ).stdout
+        self.assertIn("Proof: ", said)
+        self.assertNotIn(".venv", said)
+        self.assertEqual(self.process(), process)
+
     def test_another_listener_in_the_same_process(self) -> None:
-        self.up()
-        process = self.process()
+        process = self.stand()
         self.assertIn(f"through unix://{self.state}/docker.sock", self.up(LISTEN="unix"))
         self.assertEqual(
             self.in_shell('echo "$DOCKER_HOST$DOCKER_TLS_VERIFY"').stdout,
@@ -193,7 +216,8 @@ class UpTests(SynchronousTestCase):
         self.assertEqual(self.process(), process)
 
     def test_a_listener_chosen_at_run_time_gives_way(self) -> None:
-        self.up()
+        self.stand()
+        self.disturb()
         self.in_shell("defenderctl local listener set unix")
         self.assertIn(f"through {self.address}", self.up())
 
@@ -213,7 +237,8 @@ class UpTests(SynchronousTestCase):
         self.assertIn("denied for user 'admin' by rule 'nobody'", self.up(POLICY=str(policy)))
 
     def test_an_expired_certificate_is_renewed(self) -> None:
-        self.up()
+        self.stand()
+        self.disturb()
         out = self.state / "certs/admin"
         self.in_shell(f"defenderctl pki issue --user admin --ttl 1s --out {out}")
         show = f"defenderctl pki show {out}/cert.pem"
@@ -223,6 +248,7 @@ class UpTests(SynchronousTestCase):
 
     def test_a_killed_defender_is_started_again(self) -> None:
         self.up(LISTEN="unix+tcp")
+        self.disturb()
         process = self.process()
         os.kill(process.pid, signal.SIGKILL)
         self.assertTrue(wait_until(lambda: not process.alive, 10))
@@ -230,8 +256,7 @@ class UpTests(SynchronousTestCase):
         self.assertNotEqual(self.process(), process)
 
     def test_new_code_is_started(self) -> None:
-        self.up()
-        process = self.process()
+        process = self.stand()
         with (self.checkout / "defender" / "tap.py").open("a") as file:
             file.write("# another line\n")
         self.up()
@@ -260,18 +285,17 @@ class UpTests(SynchronousTestCase):
         self.assertIn("make up: MODE=fleet: the controller is not there yet", self.refused(MODE="fleet"))
 
     def test_down(self) -> None:
-        self.up()
-        process = self.process()
+        process = self.stand()
+        self.disturb()
         self.assertIn("Stopped the defender.", self.make("down").stdout)
         self.assertFalse(process.alive)
         self.assertFalse(answers(self.address, self.state / "certs/admin"))
         self.assertTrue(answers(engine().address), "an Engine that make up did not start goes on")
         again = self.make("down")
         self.assertEqual((again.returncode, again.stdout), (0, "The defender was not running.\n"))
-        self.up()
 
     def test_secrets_are_the_owners(self) -> None:
-        self.up()
+        self.stand()
         wide = [
             str(path.relative_to(self.state))
             for path in self.state.rglob("*")
