@@ -24,6 +24,7 @@ from typing import Any
 
 from cryptography import x509
 from OpenSSL import SSL
+from OpenSSL._util import lib
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
@@ -99,6 +100,9 @@ class TLSStream(SocketStream):
         super().__init__(reactor, sock, linger=linger, flush_timeout=flush_timeout, keepalive=keepalive)
         self._check = PeerCheck()
         self._connection: Any = SSL.Connection(context, sock)  # None once the stream is lost
+        # One record a call: with SSL_MODE_AUTO_RETRY, which pyOpenSSL sets, OpenSSL would go on reading for
+        # as long as a client sends new keys. epoll tells again of what is still in the kernel.
+        lib.SSL_clear_mode(self._connection._ssl, lib.SSL_MODE_AUTO_RETRY)
         self._connection.set_app_data(self._check)
         self._connection.set_accept_state()
         self._certificate: x509.Certificate | None = None
