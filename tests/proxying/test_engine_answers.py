@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from typing import ClassVar
 
-from tests.fakes.engine import FakeEngine, Gate, faults
+from tests.fakes.engine import Exchange, FakeEngine, Gate, echo, faults
 from tests.proxying.base import OnFake
 from tests.proxying.client import Peer
 from tests.proxying.programs import CAT, FakePrograms
@@ -166,6 +166,21 @@ class AnswerTests(FakePrograms):
         self.tap.wait(lambda: not transcript.open, "the connection is dropped")
         self.check_in_step(peer)
 
+    def test_an_answer_before_a_request_is_over(self) -> None:
+        """The rest of the request is not sent, so nothing else may follow it on that connection."""
+        load = b"POST /v1.41/images/load HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + b"a" * 100
+        answer = OK + b"Content-Length: 2\r\n\r\nhi"
+        self.engine.behave("POST", "/images/load", faults.early(answer, keep=True))
+        peer = self.client()
+        early = peer.ask(load)
+        self.assertEqual((early.text, early.closes), (b"hi", True))
+        self.assertEqual((peer.rest(), peer.cut), (b"", ""))
+        self.check_event(200, error=False)
+        (transcript,) = self.tap.take_transcripts()
+        self.check_in_step(self.client())
+        (other,) = self.tap.take_transcripts()
+        self.assertNotEqual(transcript.number, other.number)
+
     def test_answers_without_framing(self) -> None:
         for raw, body in (
             (OK + b"\r\nuntil the end", b"until the end"),
@@ -251,6 +266,30 @@ class AnswerTests(FakePrograms):
         (transcript,) = self.tap.take_transcripts()
         self.assertEqual(transcript.upward.count, 0)
 
+    def test_input_is_held_until_the_engine_has_answered(self) -> None:
+        """It drops what comes with the request, and what comes before its answer may be a request yet."""
+        gate = Gate()
+
+        def switch_later(exchange: Exchange) -> None:
+            exchange.read_body()
+            exchange.wait(gate)
+            echo(exchange.hijack(SWITCH + b"\r\n"))
+
+        plain = faults.in_parts([OK + b"Content-Length: 2\r\n\r\nhi"], gate, keep=True)
+        for script, early, late in ((switch_later, b"input", b"input"), (plain, PING, b"hi")):
+            self.engine.behave("POST", "/exec/.*", script)
+            peer = self.client().send(self.exec_request(CAT))
+            self.tap.wait_for_requests(1)
+            peer.send(early)
+            self.check_in_step(self.client())  # by now the defender has the input
+            gate.release()
+            self.assertEqual(peer.head("POST").status, 101 if script is switch_later else 200)
+            self.assertEqual(peer.take(len(late)), late)
+            if script is plain:
+                self.assertEqual(peer.answer().text, b"OK")
+            self.tap.take()
+            peer.close()
+
     def test_an_ordinary_answer_to_what_could_be_a_stream(self) -> None:
         """The connection goes on, and what was held is the next request."""
         for raw in (
@@ -294,10 +333,12 @@ class AnswerTests(FakePrograms):
         self.assertEqual([request.line for request in self.tap.take()], ["GET /v1.41/info"])
 
     def test_a_change_is_never_repeated(self) -> None:
-        for request in (AUTH, AUTH.replace(b"/auth", b"/containers/create")):
+        stop = b"POST /v1.41/containers/web/stop HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+        delete = b"DELETE /v1.41/containers/web HTTP/1.1\r\nHost: x\r\n\r\n"
+        for request in (AUTH, AUTH.replace(b"/auth", b"/containers/create"), stop, delete):
             peer = self.client()
             self.check_in_step(peer)
-            self.engine.behave("POST", ".*", faults.close_at_head())
+            self.engine.behave("*", "/(auth|containers/.*)", faults.close_at_head())
             self.check_502(peer.ask(request), b"")
             self.check_event(502, error=True)
             self.assertEqual(len(self.tap.take()), 2)
