@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tests.fakes.engine import Gate, faults
 from tests.proxying.client import Peer
-from tests.proxying.programs import CAT, FakePrograms
+from tests.proxying.programs import CAT, FakePrograms, Programs, RealPrograms
 from tests.proxying.reading import Answer, BrokenError
 from tests.proxying.running import wait_until
 
@@ -32,6 +32,7 @@ def end_and_close(peer: Peer) -> None:
     peer.close()
 
 
+Point = Callable[[Any, Peer], None]
 Ways = tuple[tuple[str, Callable[[Peer], None]], ...]
 
 ROUGH: Ways = (("tls", reset), ("tls", close))
@@ -41,14 +42,13 @@ ORDERLY: Ways = (("tls", end_and_close), ("unix", close), ("unix", end_and_close
 WAYS = ROUGH + ORDERLY
 
 
-class Disconnects(FakePrograms):
-    """What both halves below need."""
+class Points(Programs):
+    """The points at which somebody may go, and what must hold afterwards."""
 
     settings: ClassVar[dict[str, str]] = {
         "engine": "pool = 0\nresponse_timeout = 2",
         "limits": "linger = 1\nhead_timeout = 5",
     }
-    known = 0
     sockets: ClassVar[int]
 
     @classmethod
@@ -57,17 +57,21 @@ class Disconnects(FakePrograms):
         cls.tap.wait(lambda: cls.tap.open_connections == 0, "no Engine connection")
         cls.sockets = cls.defender.sockets()
 
+    def existing(self) -> str:
+        """A container that runs and does not end."""
+        raise NotImplementedError
+
     def check_nothing_left(self) -> None:
         """No Engine connection and no descriptor stays."""
         self.tap.wait(lambda: self.tap.open_connections == 0, "no Engine connection")
-        wait_until(lambda: self.engine.open_connections == 0, "the Engine's handlers ended")
         wait_until(lambda: self.defender.sockets() == self.sockets, "no socket of the defender")
 
-    def check_one_event(self, what: str, *phases: str, error: bool = True) -> None:
-        """There is exactly one event of each phase, and the last says what went wrong."""
+    def check_one_event(self, what: str, *phases: str, error: bool | None = True) -> None:
+        """There is exactly one event of each phase, and the last says what went wrong, if something did."""
         events = self.defender.take_events(len(phases))
         self.assertEqual([event["phase"] for event in events], list(phases), what)
-        self.assertEqual(bool(events[-1]["result"].get("error")), error, f"{what}: {events[-1]['result']}")
+        if error is not None:
+            self.assertEqual("error" in events[-1]["result"], error, f"{what}: {events[-1]['result']}")
         self.check_serving()
 
     def check_serving(self) -> None:
@@ -78,16 +82,13 @@ class Disconnects(FakePrograms):
         (event,) = self.defender.take_events(1)
         self.assertEqual(event["result"]["status"], 200)
 
-    # -- the points
-
-    def go(self, point: Callable[[Disconnects, Peer], None], peer: Peer) -> None:
+    def go(self, point: Point, peer: Peer) -> None:
         """Bring a new client to this point."""
-        self.known = len(self.engine.requests)
         point(self, peer)
 
     def wait_for_engine(self) -> None:
         """The Engine has the request's head."""
-        wait_until(lambda: len(self.engine.requests) > self.known, "the request is at the Engine")
+        self.tap.wait_for_requests(1)
 
     def in_head(self, peer: Peer) -> None:
         """Half a head was sent."""
@@ -102,39 +103,29 @@ class Disconnects(FakePrograms):
         """A part of a body that the Engine will not get was sent, and the request is not forwarded yet."""
         peer.send(b"POST /v1.41/containers/a/start HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
 
-    def before_answer(self, peer: Peer) -> None:
-        """The Engine has the whole request and does not answer."""
-        self.engine.behave("GET", "/info", faults.never())
-        peer.send(INFO)
-        self.wait_for_engine()
-
-    def in_answer(self, peer: Peer) -> None:
-        """A part of the answer has reached the client."""
-        gate = Gate()
-        self.engine.behave("GET", "/info", faults.in_parts([PART, b"rest"], gate))
-        gate.release()
-        peer.send(INFO).take(len(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n") + 100)
-
     def in_events(self, peer: Peer) -> None:
         """The client listens to events, and there are none."""
-        peer.send(b"GET /v1.41/events HTTP/1.1\r\nHost: x\r\n\r\n").head()
+        peer.send(b"GET /v1.41/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertEqual(peer.head().status, 200)
+
+    def in_wait(self, peer: Peer) -> None:
+        """The client waits for a container that does not end."""
+        path = f"/v1.41/containers/{self.existing()}/wait"
+        peer.send(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        self.assertEqual(peer.head("POST").status, 200)
+
+    def in_logs(self, peer: Peer) -> None:
+        """The client follows the log of a container that says nothing."""
+        path = f"/v1.41/containers/{self.existing()}/logs?stdout=1&follow=1"
+        peer.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        self.assertEqual(peer.head().status, 200)
 
     def in_tunnel(self, peer: Peer) -> None:
         """A stream is open and idle."""
         peer.send(self.exec_request(CAT))
         self.assertEqual(peer.head("POST").status, 101)
 
-
-class ClientTests(Disconnects):
-    """The client goes."""
-
-    def check(
-        self,
-        point: Callable[[Disconnects, Peer], None],
-        *phases: str,
-        error: bool = True,
-        ways: Ways = WAYS,
-    ) -> None:
+    def check_kills(self, point: Point, *phases: str, error: bool | None = True, ways: Ways = WAYS) -> None:
         """Go to the point, then away, in each of the ways."""
         for via, kill in ways:
             connect = self.defender.tls if via == "tls" else self.defender.local
@@ -149,38 +140,99 @@ class ClientTests(Disconnects):
             self.check_one_event(what, *phases, error=error) if phases else self.check_serving()
             self.tap.take()
 
-    def test_in_a_head(self) -> None:
-        """Nothing was asked, so nothing is noted."""
-        self.check(Disconnects.in_head)
 
-    def test_in_a_body(self) -> None:
-        self.check(Disconnects.in_body, "result")
+class FakePoints(FakePrograms, Points):
+    """On the fake Engine, which can be held at any byte."""
 
-    def test_in_a_body_that_is_dropped(self) -> None:
-        self.check(Disconnects.in_dropped_body, "result")
-        self.assertEqual(self.tap.take(), [])
+    known = 0
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.engine.exit_gate = Gate()
+        self.engine.log_lines = []
+
+    def existing(self) -> str:
+        return "web"
+
+    def check_nothing_left(self) -> None:
+        super().check_nothing_left()
+        wait_until(lambda: self.engine.open_connections == 0, "the Engine's handlers ended")
+
+    def go(self, point: Point, peer: Peer) -> None:
+        self.known = len(self.engine.requests)
+        super().go(point, peer)
+
+    def wait_for_engine(self) -> None:
+        wait_until(lambda: len(self.engine.requests) > self.known, "the request is at the Engine")
+
+    def before_answer(self, peer: Peer) -> None:
+        """The Engine has the whole request and does not answer."""
+        self.engine.behave("GET", "/info", faults.never())
+        peer.send(INFO)
+        self.wait_for_engine()
+
+    def in_answer(self, peer: Peer) -> None:
+        """A part of the answer has reached the client."""
+        gate = Gate()
+        self.engine.behave("GET", "/info", faults.in_parts([PART, b"rest"], gate))
+        gate.release()
+        peer.send(INFO).take(len(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n") + 100)
+
+
+class Bodies:
+    """Run on both Engines below."""
+
+    class Clients(Points):
+        """The client goes."""
+
+        def test_in_a_head(self) -> None:
+            """Nothing was asked, so nothing is noted."""
+            self.check_kills(Points.in_head)
+
+        def test_in_a_body(self) -> None:
+            self.check_kills(Points.in_body, "result")
+
+        def test_in_a_body_that_is_dropped(self) -> None:
+            self.check_kills(Points.in_dropped_body, "result")
+
+        def test_in_quiet_events(self) -> None:
+            self.check_kills(Points.in_events, "result")
+
+        def test_in_a_wait(self) -> None:
+            self.check_kills(Points.in_wait, "result")
+
+        def test_in_a_quiet_log(self) -> None:
+            self.check_kills(Points.in_logs, "result")
+
+        def test_in_a_tunnel(self) -> None:
+            self.check_kills(Points.in_tunnel, "result", "stream_end", ways=ROUGH)
+
+        def test_in_a_tunnel_in_good_order(self) -> None:
+            """That is an end of input: the program hears it, and ends (or the sweep was faster)."""
+            self.check_kills(Points.in_tunnel, "result", "stream_end", ways=ORDERLY, error=None)
+
+
+class FakeClients(FakePoints, Bodies.Clients):
+    """On the fake Engine."""
 
     def test_before_the_answer(self) -> None:
-        self.check(Disconnects.before_answer, "result")
+        self.check_kills(FakePoints.before_answer, "result")
 
     def test_in_an_answer(self) -> None:
-        self.check(Disconnects.in_answer, "result")
-
-    def test_in_quiet_events(self) -> None:
-        self.check(Disconnects.in_events, "result")
-
-    def test_in_a_tunnel(self) -> None:
-        self.check(Disconnects.in_tunnel, "result", "stream_end", ways=ROUGH)
-
-    def test_in_a_tunnel_in_good_order(self) -> None:
-        """That is an end of input: the program hears it, and ends."""
-        self.check(Disconnects.in_tunnel, "result", "stream_end", ways=ORDERLY, error=False)
+        self.check_kills(FakePoints.in_answer, "result")
 
 
-class EngineTests(Disconnects):
+class RealClients(RealPrograms, Bodies.Clients):
+    """On the real Engine."""
+
+    def existing(self) -> str:
+        return self.container
+
+
+class EngineTests(FakePoints):
     """The Engine goes, with all its connections."""
 
-    def check(self, point: Callable[[Disconnects, Peer], None]) -> Peer:
+    def check(self, point: Point) -> Peer:
         peer = self.client()
         self.go(point, peer)
         self.engine.restart()
@@ -191,14 +243,14 @@ class EngineTests(Disconnects):
         self.assertIn(b"Engine", answer.text)
 
     def test_in_a_head(self) -> None:
-        peer = self.check(Disconnects.in_head)
+        peer = self.check(Points.in_head)
         self.assertEqual(peer.send(INFO[20:]).answer().status, 200)
         peer.close()
         self.check_nothing_left()
         self.check_one_event("in a head", "result", error=False)
 
     def test_in_a_body(self) -> None:
-        peer = self.check(Disconnects.in_body)
+        peer = self.check(Points.in_body)
         self.check_error(peer.answer("POST"))
         self.assertEqual((peer.rest(), peer.cut), (b"", ""))
         peer.close()
@@ -207,7 +259,7 @@ class EngineTests(Disconnects):
 
     def test_before_the_answer(self) -> None:
         """On a fresh connection: the Engine has seen the request, so it is not repeated."""
-        peer = self.check(Disconnects.before_answer)
+        peer = self.check(FakePoints.before_answer)
         self.check_error(peer.answer())
         self.assertEqual(peer.ask(INFO).status, 200)
         peer.close()
@@ -216,14 +268,14 @@ class EngineTests(Disconnects):
 
     def test_in_an_answer(self) -> None:
         """Half an answer must not look whole."""
-        peer = self.check(Disconnects.in_answer)
+        peer = self.check(FakePoints.in_answer)
         self.assertEqual(peer.rest(), b"")
         self.assertIn(peer.cut, ("reset", "truncated"))
         self.check_nothing_left()
         self.check_one_event("in an answer", "result")
 
     def test_in_an_answer_of_chunks(self) -> None:
-        peer = self.check(Disconnects.in_events)
+        peer = self.check(Points.in_events)
         with self.assertRaises(BrokenError):
             peer.answer()
         self.assertIn(peer.cut, ("reset", "truncated"))
@@ -232,14 +284,14 @@ class EngineTests(Disconnects):
 
     def test_in_a_tunnel(self) -> None:
         """To the other side an Engine that died looks like a program that ended."""
-        peer = self.check(Disconnects.in_tunnel)
+        peer = self.check(Points.in_tunnel)
         self.assertEqual((peer.rest(), peer.cut), (b"", ""))
         peer.end().close()
         self.check_nothing_left()
         self.check_one_event("in a tunnel", "result", "stream_end", error=False)
 
     def test_in_a_tunnel_of_a_client_that_goes_on_sending(self) -> None:
-        peer = self.check(Disconnects.in_tunnel)
+        peer = self.check(Points.in_tunnel)
         peer.rest()
         peer.send(b"a" * 3_000_000)
         self.check_nothing_left()
