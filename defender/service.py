@@ -33,7 +33,7 @@ from defender.listener.service import ListenerService
 from defender.listener.spec import ListenSpec, SpecError, parse_mode, read_spec
 from defender.listener.store import ModeStore
 from defender.listener.switch import Report
-from defender.listener.tls import TLSFiles, server_context
+from defender.listener.tls import TLSFiles, anchors_in, server_context
 from defender.local.control import ControlService
 from defender.proxy.backend import BackendPool, EngineError
 from defender.proxy.peer import PeerNames
@@ -147,6 +147,8 @@ class Defender(MultiService):
             missing_is_empty=True,
         )
         self._locks_problem = ""
+        self._anchors: frozenset[bytes] = frozenset()
+        self._distrusted: frozenset[bytes] = frozenset()
         self._names = PeerNames(reactor)
         self.listener = ListenerService(
             reactor,
@@ -191,11 +193,15 @@ class Defender(MultiService):
 
     def _load_context(self) -> Any:
         tls = self.settings.tls
-        return server_context(
+        anchors = anchors_in(str(tls.client_ca))
+        context = server_context(
             TLSFiles(str(tls.certificate), str(tls.key), str(tls.client_ca)),
             trust_domain=self.settings.defender.trust_domain,
             minimum=tls.minimum,
         )
+        self._distrusted |= self._anchors - anchors
+        self._anchors = anchors
+        return context
 
     # -- service
 
@@ -367,6 +373,11 @@ class Defender(MultiService):
             said += ["the policy was refused", *str(self.activation.error).splitlines()]
         if self._locks_problem:
             said.append(f"{self.settings.policy.locks}: {self._locks_problem}")
+        if self._distrusted:
+            # Whoever came in by it may be anybody that it named.
+            self._distrusted = frozenset()
+            cut = self.listener.cut("tcp")
+            said.append(f"an authority of clients is no longer trusted: TLS connections cut: {cut}")
         if report.outcome != "unchanged" or report.reason:
             said.append(f"listeners: {report.outcome}" + (f": {report.reason}" if report.reason else ""))
         return self._reloaded(said, ok=ok)

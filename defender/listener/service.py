@@ -31,6 +31,7 @@ from defender.listener.frontend import Crowd, Reception, Terms
 from defender.listener.spec import (
     Address,
     DesiredMode,
+    Kind,
     ListenSpec,
     Mode,
     SpecError,
@@ -199,6 +200,14 @@ class ListenerService(Service):
             return _with_problem(report, problem)
 
         return self._select(self._wanted, drain).addCallback(add)
+
+    def cut(self, kind: Kind) -> int:
+        """End the connections of this kind of listener now, draining ones too; how many there were."""
+        crowds = [opened.crowd for opened in self._open.values() if opened.listener.address.kind == kind]
+        count = sum(map(len, crowds))
+        for crowd in crowds:
+            crowd.abort()
+        return count
 
     def status(self) -> dict[str, object]:
         """Tell what is wanted and what is, in JSON types; times are seconds from now."""

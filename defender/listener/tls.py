@@ -65,6 +65,11 @@ class TLSFiles:
     client_ca: str
 
 
+def anchors_in(path: str) -> frozenset[bytes]:
+    """Return the certificates of a ``client_ca`` file, in DER. Raises TLSFilesError."""
+    return frozenset(each.public_bytes(serialization.Encoding.DER) for each in _certificates(path))
+
+
 def server_context(
     files: TLSFiles,
     *,
