@@ -13,6 +13,7 @@ import functools
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -61,10 +62,21 @@ EVENT_PATIENCE = 30.0
 Event = dict[str, Any]
 
 
+_PREFIX = "dfleet-e2e-"
+_HOME = Path("/tmp")
+
+
 @functools.cache
 def scratch() -> Path:
     """Return a directory for this test process, removed at its end; short, for sockets lie in it."""
-    directory = Path(tempfile.mkdtemp(prefix="dfleet-e2e-", dir="/tmp"))
+    for old in _HOME.glob(_PREFIX + "*"):
+        owner = re.fullmatch(r"(\d+)-(\d+)", old.name.removeprefix(_PREFIX))
+        if owner is not None and not Process(int(owner[1]), int(owner[2])).alive:
+            shutil.rmtree(old, ignore_errors=True)
+    myself = Process.of(os.getpid())
+    assert myself is not None
+    directory = _HOME / f"{_PREFIX}{myself.pid}-{myself.started}"
+    directory.mkdir(mode=0o700)
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
 
@@ -173,6 +185,17 @@ class Trail:
                     f"{len(found)} of {count} events came in {patience} s; the last:\n{came}"
                 )
             time.sleep(0.01)
+
+    def stream(self, action: str, since: int = 0) -> tuple[Event, Event]:
+        """Wait for the end of the one stream of an action that began since a mark; return both its events.
+
+        The end of a stream that had begun before may come late, and is not meant.
+        """
+        (began,) = self.wait_for(of(action), since=since)
+        (ended,) = self.wait_for(
+            lambda event: event["phase"] == "stream_end" and event["corr"] == began["corr"], since=since
+        )
+        return began, ended
 
 
 def of(action: str, phase: str = "result", **path: str) -> Callable[[Event], bool]:

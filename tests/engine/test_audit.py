@@ -27,9 +27,7 @@ class StreamEventTests(ClientCase):
 
     def pair(self, action: str, since: int) -> tuple[Event, Event]:
         """Return the result and the end of the one stream of an action since a mark."""
-        (ended,) = self.defender.trail.wait_for(of(action, "stream_end"), since=since)
-        (began,) = [event for event in self.defender.trail.read(since) if of(action)(event)]
-        self.assertEqual(began["corr"], ended["corr"])
+        began, ended = self.defender.trail.stream(action, since)
         self.assertEqual(began["result"]["status"], 101)
         self.assertGreaterEqual(ended["result"]["ms"], 0)
         self.assertNotIn("error", ended["result"])

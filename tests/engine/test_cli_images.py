@@ -128,10 +128,9 @@ class BuildKitTests(BuildCase):
         self.assertIn(f"from {Path(folder).name}", said)
         self.assertEqual(self.text("run", "--rm", "--network=none", name), "given")
         trail = self.defender.trail
-        (session,) = trail.wait_for(of("session"), since=before)
-        self.assertEqual(session["result"]["status"], 101)
-        (end,) = trail.wait_for(of("session", "stream_end"), since=before)
-        self.assertGreater(end["result"]["rx"], 100)
+        began, ended = trail.stream("session", before)
+        self.assertEqual(began["result"]["status"], 101)
+        self.assertGreater(ended["result"]["rx"], 100)
         (built,) = trail.wait_for(of("image_build"), since=before)
         self.assertEqual(built["req"]["query"]["version"], "2")
 

@@ -8,7 +8,6 @@ import os
 import signal
 
 from tests.engine.clients import ClientCase, for_every_client
-from tests.engine.guarded import of
 
 MEGABYTE = 1024 * 1024
 
@@ -83,7 +82,7 @@ class RoundTripTests(ClientCase):
         done = self.docker("exec", "-i", self.box, "cat", stdin=noise(100))
         self.assertEqual(len(done.stdout), 100 * MEGABYTE)
         self.assertEqual(hashlib.sha256(done.stdout).digest(), hashlib.sha256(noise(100)).digest())
-        (end,) = self.defender.trail.wait_for(of("container_exec_start", "stream_end"), since=before)
+        _, end = self.defender.trail.stream("container_exec_start", before)
         self.assertEqual(end["result"]["rx"], 100 * MEGABYTE)
         # Output without a terminal comes in frames with a head of eight bytes each (Engine API, attach).
         self.assertGreater(end["result"]["tx"], 100 * MEGABYTE)
@@ -111,4 +110,4 @@ class ThroughAPipelineTests(ClientCase):
         self.assertEqual(running.stdout.read(2), b"y\n")
         running.stdout.close()
         self.assertNotEqual(running.wait(30), 0)
-        self.defender.trail.wait_for(of("container_exec_start", "stream_end"), since=before)
+        self.defender.trail.stream("container_exec_start", before)

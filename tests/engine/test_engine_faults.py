@@ -91,7 +91,7 @@ class AwayTests(EngineCase):
         session.expect(rb"# ")
         self.engine.stop()
         self.assertNotEqual(session.wait(), 0)
-        (ended,) = defender.trail.wait_for(of("container_attach", "stream_end"), since=before)
+        _, ended = defender.trail.stream("container_attach", before)
         self.assertGreater(ended["result"]["tx"], 0)
         code, said = self.docker("images")
         self.assertEqual(code, 1)

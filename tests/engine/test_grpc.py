@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.engine.guarded import CAROL, certificates, guarded, of
+from tests.engine.guarded import CAROL, certificates, guarded
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, SETTINGS = 0, 1, 4
@@ -102,10 +102,8 @@ class GRPCTests(SynchronousTestCase):
         # One worker, whose platform is in the answer.
         self.assertIn(b"linux", answer)
         link.close()
-        trail = guarded().trail
-        (began,) = trail.wait_for(of("grpc"), since=before)
+        began, ended = guarded().trail.stream("grpc", before)
         self.assertEqual((began["result"]["status"], began["decision"]["rule"]), (101, "admin_rule"))
-        (ended,) = trail.wait_for(of("grpc", "stream_end"), since=before)
         self.assertGreater(ended["result"]["tx"], len(answer))
 
     def test_only_a_rule_that_names_it_lets_it_pass(self) -> None:
