@@ -97,7 +97,8 @@ class ClientCase(SynchronousTestCase):
 def shared_box() -> str:
     environment = client_environment(engine().address)
     docker_clis()[0].run(
-        *("run", "-d", "--network=none", "--name", "shared", "busybox", "sleep", "1000000"),
+        *("run", "-d", "--network=none", "--stop-signal=KILL", "--name", "shared"),
+        *("busybox", "sleep", "1000000"),
         environment=environment,
     )
     return "shared"
