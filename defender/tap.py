@@ -13,6 +13,22 @@ from defender.settings import Settings, SettingsError, load_settings
 
 DEFAULT_CONFIG = "/etc/defender/defender.toml"
 
+LOG_BYTES = 8 * 1024 * 1024
+LOG_FILES = 4
+
+
+def bounded_log() -> Any:
+    """The observer of ``twistd --logger=defender.tap.bounded_log``: the file that DEFENDER_LOG names.
+
+    twistd's own ``--logfile`` keeps every file it has rotated, and whoever can connect can cause lines.
+    """
+    from twisted.logger import textFileLogObserver
+    from twisted.python.logfile import LogFile
+
+    path = os.environ["DEFENDER_LOG"]
+    file = LogFile.fromFullPath(path, rotateLength=LOG_BYTES, maxRotatedFiles=LOG_FILES, defaultMode=0o600)
+    return textFileLogObserver(file)
+
 
 def _existing(kind: str, test: Any) -> Any:
     """Return a coercion to an absolute path that `test` accepts; twistd changes directory later."""

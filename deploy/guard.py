@@ -124,7 +124,7 @@ class Guard:
             [
                 self.tools.bin / "twistd",
                 f"--pidfile={self.choices.pidfile}",
-                f"--logfile={self.choices.log}",
+                "--logger=defender.tap.bounded_log",
                 f"--rundir={self.choices.state}",
                 "defender",
                 "--config",
@@ -137,7 +137,7 @@ class Guard:
             cwd=ROOT,
             umask=0o077,
             # twistd loads what lies in plugin folders on Python's path: nobody may add one.
-            env={**clean_environment(), "PYTHONSAFEPATH": "1"},
+            env={**clean_environment(), "PYTHONSAFEPATH": "1", "DEFENDER_LOG": str(self.choices.log)},
             check=False,
         )
         if done.returncode:
