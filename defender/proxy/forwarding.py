@@ -124,15 +124,22 @@ class Forwarding:
         sweep. Over TCP one that closed in good order (Ctrl-C on `docker events`) looks the same as one that
         half-closed until something is sent to it: such an answer ends once it has been silent for a while.
         """
+        self._half_closed = True
         if self._body is not None:
-            self.refuse(400, "the request ended before its body did")
+            # While there is no connection to the Engine the body waits, perhaps all of it.
+            if self._backend is not None or self.inquiry.body is not BodyPlan.FORWARD:
+                self._refuse_half()
             return
-        self._half_closed = self._stream.peer_address is not None
         self._wait_for_sign()
+
+    def _refuse_half(self) -> None:
+        self.refuse(400, "the request ended before its body did")
 
     def _wait_for_sign(self) -> None:
         """Bound the silence of an answer to a client of whom nobody knows whether it is still there."""
         operation = self.inquiry.operation
+        if self._stream.peer_address is None:
+            return
         if self._half_closed and (self._answered or (operation.streaming and not operation.hijack)):
             self._client.wait(Waiting.SIGN, max(self._proxy.limits.linger, 1.0))
 
@@ -259,6 +266,8 @@ class Forwarding:
         self._stream.resume_reading()
         if held:
             self._send_body(held)
+        if self._half_closed and self._body is not None and not self._ended:
+            self._refuse_half()
 
     def _send_body(self, data: bytes) -> None:
         body, backend = self._body, self._backend

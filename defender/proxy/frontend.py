@@ -135,7 +135,8 @@ class Frontend:
         if self._closing:
             return
         if self._exchange is None:
-            self._close()
+            if not self._stalled:
+                self._close()
         elif self._stream.is_gone():
             # A unix socket tells a closed peer from a half-closed one at once.
             self.abort("the client disconnected")
@@ -179,6 +180,9 @@ class Frontend:
                     break
         finally:
             self._parsing = False
+        if self._client_ended and self._exchange is None and not (self._stalled or self._closing):
+            # Nothing whole is left to be answered, and nothing more will come.
+            self._close()
 
     def _stall(self, *, soon: bool) -> None:
         """Leave the next requests for the next turn if `soon`, else until the client reads or a sweep."""
@@ -225,6 +229,8 @@ class Frontend:
         exchange = Forwarding(self._proxy, self, self._stream, inquiry, noted, self._proxy.new_id())
         self._exchange = exchange
         exchange.start()
+        if self._client_ended and self._exchange is exchange:
+            exchange.client_ended()
         return True
 
     def _deny(self, inquiry: Inquiry, noted: Noted, began: float) -> None:
@@ -295,8 +301,13 @@ class Frontend:
         self._deadline = self._proxy.seconds() + seconds if seconds else None
 
     def ends_after(self, head: RequestHead) -> bool:
-        """True if this connection closes after the current answer; an HTTP/1.0 client gets only one."""
-        return self._last_exchange or self._client_ended or not head.keep_alive or head.version < (1, 1)
+        """True if this connection closes after the current answer; an HTTP/1.0 client gets only one.
+
+        A client that has ended still gets the answers to what it sent before.
+        """
+        if self._client_ended and not self._buffer:
+            return True
+        return self._last_exchange or not head.keep_alive or head.version < (1, 1)
 
     def exchange_done(self, *, close: bool) -> None:
         """The answer was given whole."""

@@ -126,6 +126,14 @@ class Bodies:
                 taken = len(self.tap.take())
                 self.assertEqual(taken, statuses.count(200) + statuses.count(404) + 1)
 
+        def test_pipelined_requests_before_a_half_close(self) -> None:
+            """As in ``printf ... | nc -N``: everything that was asked is answered, then the end comes."""
+            for connect in (self.defender.tls, self.defender.local, self.direct):
+                peer = self.kept(connect())
+                peer.send(PING + LIST + INFO + PING).end()
+                self.assertEqual([peer.answer().status for _ in range(4)], [200] * 4)
+                self.assertEqual((peer.rest(), peer.cut), (b"", ""))
+
         def test_requests_in_single_bytes(self) -> None:
             peer = self.client()
             for byte in PING + CREATE + b"Content-Length: 2\r\n\r\n{}" + PING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from defender.contract.facts import Subject
-from tests.defender.proxy.house import EMPTY, EXEC, LIST, SWITCH, HouseCase, status_of
+from tests.defender.proxy.house import EMPTY, EXEC, LIST, PING, SWITCH, House, HouseCase, status_of
 from tests.fakes.streams import MemoryStream
 
 EVENTS = b"GET /v1.41/events HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -84,3 +84,52 @@ class HalfClosedTests(HouseCase):
         client.gone = True
         self.house.advance(2)
         self.assertTrue(client.aborted)
+
+    def test_pipelined_requests_are_all_answered(self) -> None:
+        client = self.house.client()
+        client.deliver(LIST * 3)
+        client.end()
+        for _ in range(3):
+            self.assertFalse(client.closed)
+            self.house.engine.deliver(EMPTY)
+        answers = client.take()
+        self.assertEqual((answers.count(b"HTTP/1.1 200 "), answers.count(b"Connection: close")), (3, 1))
+        self.assertTrue(client.closed)
+
+    def test_what_is_denied_between_is_answered_as_well(self) -> None:
+        client = self.house.client(Subject(user="reader", groups=("readers",)))
+        client.deliver(LIST + EVENTS + LIST + EVENTS)
+        client.end()
+        self.house.engine.deliver(EMPTY)
+        self.house.engine.deliver(EMPTY)
+        answers = client.take()
+        self.assertEqual((answers.count(b"HTTP/1.1 200 "), answers.count(b"HTTP/1.1 403 ")), (2, 2))
+        self.assertTrue(client.closed)
+
+    def test_half_a_request_behind_them_is_not_waited_for(self) -> None:
+        for rest in (LIST[:30], b"POST /v1.41/build HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n123"):
+            for subject in (Subject(user="bruce"), Subject(user="reader", groups=("readers",))):
+                client = self.house.client(subject)
+                client.deliver(LIST + rest)
+                client.end()
+                self.house.engine.deliver(EMPTY)
+                self.assertTrue(client.closed, (rest, subject))
+                client.lose()
+
+    def test_a_body_that_waits_for_the_engine_is_whole(self) -> None:
+        """The client has sent everything and ended before there is a connection to send it on."""
+        house = House("/state", known=False)
+        self.addCleanup(house.stop)
+        for body, status in ((b"{}", 200), (b"{", 400)):
+            client = house.client()
+            client.deliver(
+                b"POST /containers/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 2\r\n\r\n" + body
+            )
+            client.end()
+            if status == 200:
+                house.engines[0].deliver(PING)
+                self.assertTrue(house.engines[0].take().endswith(b"\r\n\r\n{}"))
+                house.engines[0].deliver(EMPTY)
+            self.assertEqual(status_of(client.take()), status)
+            self.assertTrue(client.closed)
