@@ -107,7 +107,7 @@ class Frontend:
             self.tunnel.sweep(now)
         elif self._exchange is not None and self._stream.is_gone():
             # Nothing else tells of a client that half-closed, or that is not being read, and then vanished.
-            self.abort("the client vanished")
+            self.abort("the client disconnected")
         elif self._deadline is not None and now >= self._deadline and not self._closing:
             self._timed_out()
         elif self._stalled:

@@ -250,6 +250,15 @@ class BodyTests(HouseCase):
         self.assertTrue(self.house.engine.aborted)
         self.assertEqual(self.house.events.last()["result"]["error"], "the client disconnected")
 
+    def test_a_sweep_that_finds_the_client_gone_first_says_the_same(self) -> None:
+        client = self.house.client()
+        client.deliver(b"GET /v1.41/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.house.engine.deliver(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.gone = True
+        self.house.advance(1)
+        self.assertTrue(self.house.engine.aborted)
+        self.assertEqual(self.house.events.last()["result"]["error"], "the client disconnected")
+
     def test_body_that_ends_early_is_refused(self) -> None:
         client = self.house.client()
         client.deliver(b"POST /v1.41/build HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
