@@ -9,7 +9,8 @@ from pathlib import Path
 from deploy.choices import Choices, SetupError, read_choices
 from deploy.engine import OwnEngine
 from deploy.guard import Guard
-from deploy.up import locked, say
+from deploy.output import say
+from deploy.up import locked
 from deploy.virtualenv import Virtualenv
 
 

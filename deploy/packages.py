@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deploy.choices import SetupError
 from deploy.engine import SYSTEM_PATH
+from deploy.output import say
 
 
 def missing(programs: Mapping[str, str]) -> dict[str, str]:
@@ -84,7 +85,7 @@ def require(programs: Mapping[str, str], purpose: str) -> None:
             f"{purpose} needs {', '.join(sorted(lacking))}, which this host lacks; "
             f"install them (packages on Debian and Ubuntu: {' '.join(packages)})"
         )
-    print(f"{purpose} needs {', '.join(sorted(lacking))}: installing {' '.join(packages)}", flush=True)
+    say(f"{purpose} needs {', '.join(sorted(lacking))}: installing {' '.join(packages)}")
     install(packages)
     still = missing(lacking)
     if still:

@@ -27,6 +27,7 @@ from deploy.docker_api import ApiError, answers, connection
 from deploy.engine import CGROUP, NEEDED, EngineError, OwnEngine, ensure_cgroups
 from deploy.guard import Guard
 from deploy.images import BUSYBOX, HELLO, load_small_images
+from deploy.output import say
 from deploy.virtualenv import Virtualenv
 
 ADMIN = "admin"
@@ -69,11 +70,6 @@ unix_group = {group}
 [policy]
 file = {policy}
 """
-
-
-def say(text: str) -> None:
-    """Print one step for the person who waits."""
-    print(text, flush=True)
 
 
 def quoted(text: object) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from deploy import packages
 from deploy.choices import ROOT, SetupError
+from deploy.output import say
 
 INPUTS = ("setup.cfg", "pyproject.toml", "constraints.txt", "defender/__init__.py")
 
@@ -95,7 +96,7 @@ class Virtualenv:
             self._make()
             made = {}
         wanted = sorted({*extras, *made.get("extras", ())})
-        print(f"Installing the project's Python libraries into {self.directory}", flush=True)
+        say(f"Installing the project's Python libraries into {self.directory}")
         project = str(self.root) + (f"[{','.join(wanted)}]" if wanted else "")
         self._pip("install", "--editable", project)
         self._check_commands()
@@ -153,13 +154,13 @@ class Virtualenv:
                     f"this Python cannot make virtual environments; on Debian or Ubuntu: apt-get install "
                     f"python{version}-venv"
                 )
-            print(f"Virtual environments need ensurepip: installing python{version}-venv", flush=True)
+            say(f"Virtual environments need ensurepip: installing python{version}-venv")
             packages.install([f"python{version}-venv"])
         if self.directory.exists():
             if not (self.directory / "pyvenv.cfg").exists():
                 raise SetupError(f"{self.directory} is there and is no virtual environment: move it away")
             shutil.rmtree(self.directory)
-        print(f"Making a virtual environment in {self.directory}", flush=True)
+        say(f"Making a virtual environment in {self.directory}")
         done = subprocess.run(
             [base_python(), "-m", "venv", str(self.directory)],
             stdin=subprocess.DEVNULL,
