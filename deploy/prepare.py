@@ -31,7 +31,6 @@ TEST_PROGRAMS = {
     "docker-compose": "docker-compose",
     "node": "nodejs",
     "setpriv": "util-linux",
-    "strace": "strace",
     "umount": "mount",
     "unshare": "util-linux",
 }
