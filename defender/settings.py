@@ -241,6 +241,44 @@ class LimitSettings:
     connections: int = field(
         metadata=about(count(1, 1_000_000), "Most client connections at one time.", default=4096)
     )
+    connections_per_user: int = field(
+        metadata=about(
+            count(0, 1_000_000),
+            "Most client connections of one user at one time; the requests of further ones get 429. "
+            "`0`: no limit.",
+            default=1024,
+        )
+    )
+    engine_connections_per_user: int = field(
+        metadata=about(
+            count(0, 65536),
+            "Most calls and streams of one user that are with the Engine at one time; further ones get 429. "
+            "`0`: no limit.",
+            default=128,
+        )
+    )
+    requests_per_second: int = field(
+        metadata=about(
+            count(0, 1_000_000),
+            "Requests a second that one user may make in the long run; further ones get 429. `0`: no limit.",
+            default=500,
+        )
+    )
+    request_burst: int = field(
+        metadata=about(
+            count(1, 10_000_000),
+            "Requests that one user may make at once, before `requests_per_second` counts.",
+            default=2000,
+        )
+    )
+    spool_share: int = field(
+        metadata=about(
+            count(0, 100, "percent"),
+            "Percent of `audit.max_bytes` that one user's events may fill in an hour, a quarter of it at "
+            "once; while it is used up, requests get 429. `0`: no limit.",
+            default=10,
+        )
+    )
     head_bytes: int = field(
         metadata=about(
             count(1024, 1024 * 1024, "bytes"),
