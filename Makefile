@@ -39,7 +39,7 @@ linted:
 	.venv/bin/mypy --strict --allow-untyped-calls defender controller tests deploy
 
 bench: python
-	@$(PYTHON) -m deploy.prepare --extra test bench
+	@$(PYTHON) -m deploy.prepare --extra test --extra bench bench
 	@$(UNSET) .venv/bin/python -m tests.bench.run $(BENCH)
 
 docs: python

@@ -1,4 +1,4 @@
-"""The bench's table: plain text, at most 100 columns."""
+"""The bench's table: plain text, at most 110 columns."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 Figures = Mapping[str, float]
 
-COLUMNS = ("case", "target", "req/s", "p50 us", "p99 us", "CPU us/req", "load %", "x haproxy", "x web")
-WIDTHS = (21, 10, 9, 9, 9, 12, 8, 11, 8)
-NAMES = {"keep": "keep-alive", "new": "new connections"}
+OTHERS = ("haproxy", "haproxy-close", "go", "web")
+HEADINGS = ("x haproxy", "x close", "x go", "x web")
+COLUMNS = ("case", "target", "req/s", "p50 us", "p99 us", "CPU us/req", "load %", *HEADINGS)
+WIDTHS = (20, 14, 7, 8, 8, 11, 7, 10, 8, 6, 6)
+NAMES = {"keep": "keep-alive", "distinct": "distinct", "new": "new connections"}
 
 
 def case_name(case: str) -> str:
@@ -49,8 +51,7 @@ def table(medians: Mapping[str, Mapping[str, Figures]]) -> str:
                 f"{figures['p99_us']:.0f}",
                 f"{figures['cpu_us']:.0f}",
                 f"{figures['load']:.0f}",
-                ratio(figures, targets.get("haproxy")),
-                ratio(figures, targets.get("web")),
+                *(ratio(figures, targets.get(other)) for other in OTHERS),
             )
             lines.append(line(cells))
     return "\n".join(lines)

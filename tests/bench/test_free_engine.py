@@ -9,8 +9,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.bench.children import stop_process
 from tests.bench.run import CASES, compile_c, cores, run, start_engine
-from tests.bench.targets import stop_process
 
 
 class FreeEngine(SynchronousTestCase):
@@ -18,7 +18,7 @@ class FreeEngine(SynchronousTestCase):
         holder = tempfile.TemporaryDirectory(prefix="b", dir="/tmp")
         self.addCleanup(holder.cleanup)
         path = Path(holder.name) / "engine.sock"
-        process = start_engine(compile_c("free_engine.c", Path(holder.name)), path, cores()[1])
+        process = start_engine(compile_c("free_engine", Path(holder.name)), path, cores()[1])
         self.addCleanup(stop_process, process)
         self.sock = socket.socket(socket.AF_UNIX)
         self.addCleanup(self.sock.close)
