@@ -40,6 +40,7 @@ from defender.proxy.peer import PeerNames
 from defender.proxy.service import Proxy
 from defender.settings import Settings, SettingsError, changed, load_settings
 from defender.streams.plain import connect_unix
+from defender.streams.poll import Poll
 
 _OWN_DESCRIPTORS = 64
 """What is needed beside connections: listeners, the journal and its rotation, files that are read again."""
@@ -120,8 +121,10 @@ class Defender(MultiService):
             keep=settings.audit.keep,
         )
         self.activation = PolicyActivation(settings.defender.name)
+        # Clients and Engine alike: what the reactor itself still watches is no request's business.
+        poll = Poll(reactor)
         self.pool = BackendPool(
-            lambda: connect_unix(reactor, self.settings.engine.socket, self.settings.engine.connect_timeout),
+            lambda: connect_unix(poll, self.settings.engine.socket, self.settings.engine.connect_timeout),
             address=settings.engine.address,
             limit=settings.engine.max_connections,
             idle_limit=settings.engine.pool,
@@ -151,7 +154,7 @@ class Defender(MultiService):
         self._distrusted: frozenset[bytes] = frozenset()
         self._names = PeerNames(reactor)
         self.listener = ListenerService(
-            reactor,
+            poll,
             _listen_spec(settings),
             self._terms(settings),
             drain=settings.listen.drain,

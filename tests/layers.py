@@ -3,7 +3,7 @@
 The layers, lowest first:
 
 * ``defender.contract``: what both programs must agree on. Standard library, cryptography, automat; msgpack in
-  ``codec`` and yaml in ``document`` only. No Twisted, no file, clock or random source.
+  ``codec`` and ``packing``, yaml in ``document`` only. No Twisted, no file, clock or random source.
 * pure modules: everything that is not a shell. The contract and each other; what they need to know of the
   world arrives as arguments. ``settings`` is the one that may also read its file.
 * streams: ``defender.streams`` is the transport below every feature; any shell may use it.
@@ -34,7 +34,7 @@ def words(text: str) -> frozenset[str]:
 
 SHELL_NAMES = words("""
     tap service protocol store journal tls frontend backend tunnel peer enrollment plain acceptor control
-    descriptor
+    descriptor poll
     watch forwarding
 """)
 
@@ -68,7 +68,10 @@ GLOBAL_REACTOR = frozenset(
 )
 
 PURE_LIBRARIES = frozenset({"automat", "cryptography"})
-CONTRACT_ONLY_IN = {"msgpack": "defender.contract.codec", "yaml": "defender.contract.document"}
+CONTRACT_ONLY_IN = {
+    "msgpack": words("defender.contract.codec defender.contract.packing"),
+    "yaml": words("defender.contract.document"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +227,7 @@ class Layers:
         if source.is_shell:
             return
         if top not in sys.stdlib_module_names:
-            allowed = top in PURE_LIBRARIES or CONTRACT_ONLY_IN.get(top) == source.module
+            allowed = top in PURE_LIBRARIES or source.module in CONTRACT_ONLY_IN.get(top, ())
             if not allowed:
                 yield f"a pure module does not import {top} ({name})"
         elif source.is_contract and name == "pathlib.Path":

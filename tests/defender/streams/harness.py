@@ -23,6 +23,7 @@ from defender.listener.tls import TLSFiles, server_context
 from defender.streams.descriptor import SocketStream
 from defender.streams.interface import Lost, Stream
 from defender.streams.plain import PlainStream
+from defender.streams.poll import Poll
 from defender.streams.tls import TLSStream
 from tests.fakes.authority import Credentials, TestAuthority, UserFiles
 
@@ -175,16 +176,17 @@ class StreamCase(TestCase):
         from twisted.internet import reactor
 
         self.reactor: Any = reactor
+        self.poll = Poll(reactor)
         self.streams: list[SocketStream] = []
         self.addCleanup(self._end_streams)
 
     def plain(self, sock: socket.socket, **options: Any) -> PlainStream:
-        stream = PlainStream(self.reactor, sock, **options)
+        stream = PlainStream(self.poll, sock, **options)
         self.streams.append(stream)
         return stream
 
     def tls(self, sock: socket.socket, context: SSL.Context, **options: Any) -> TLSStream:
-        stream = TLSStream(self.reactor, sock, context, **options)
+        stream = TLSStream(self.poll, sock, context, **options)
         self.streams.append(stream)
         return stream
 
@@ -208,21 +210,29 @@ class StreamCase(TestCase):
         return self.turn()
 
 
+class DrivenPoll(Poll):
+    """A poll that says which reactor it is in."""
+
+    def __init__(self, reactor: EPollReactor) -> None:
+        super().__init__(reactor)
+        self.reactor = reactor
+
+
 @contextlib.contextmanager
-def driven_reactor() -> Iterator[EPollReactor]:
-    """Yield a reactor of epoll that nobody runs: `turn` makes it do one round."""
+def driven_poll() -> Iterator[DrivenPoll]:
+    """Yield a poll in a reactor that nobody runs: `turn` makes it do one round."""
     reactor = EPollReactor()
     try:
-        yield reactor
+        yield DrivenPoll(reactor)
     finally:
         reactor.removeAll()
         reactor._poller.close()
         reactor.waker.connectionLost(None)
 
 
-def turn(reactor: EPollReactor) -> None:
-    reactor.runUntilCurrent()
-    reactor.doPoll(0)
+def turn(poll: DrivenPoll) -> None:
+    poll.reactor.runUntilCurrent()
+    poll.reactor.doPoll(0)
 
 
 class TruncatedError(Exception):

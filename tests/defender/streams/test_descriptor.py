@@ -19,7 +19,7 @@ from tests.defender.streams.harness import (
     Producer,
     Recorder,
     StreamCase,
-    driven_reactor,
+    driven_poll,
     open_sockets,
     read_all,
     reset,
@@ -74,7 +74,7 @@ class EndTests(StreamCase):
         stream.write(b"x" * 3_000_000)
         last = os.urandom(150_000)
         client.sendall(last)
-        await self.until(lambda: stream not in self.reactor.getReaders())
+        await self.until(lambda: stream not in self.poll.getReaders())
         client.close()  # with our output unread
         await self.until(lambda: stream.pending == 0)
         self.assertEqual(receiver.calls, ["write_full", "write_drained"])
@@ -186,7 +186,7 @@ class EndTests(StreamCase):
         stream.close()
         client.setblocking(False)
         sent = 0
-        while stream in self.reactor.getReaders():
+        while stream in self.poll.getReaders():
             try:
                 sent += client.send(b"f" * 65536)
             except BlockingIOError:
@@ -446,7 +446,7 @@ class ReceiverTests(StreamCase):
         self.assertEqual(receiver.calls.count("connection_lost"), 1, (method, actions))
         self.assertEqual(receiver.calls[-1], "connection_lost")
         self.assertEqual(stream.fileno(), -1)
-        self.assertNotIn(stream, self.reactor.getReaders() + self.reactor.getWriters())
+        self.assertNotIn(stream, self.poll.getReaders() + self.poll.getWriters())
         client.close()
 
 
@@ -454,48 +454,48 @@ class ReactorTests(SynchronousTestCase):
     """What the reactor may call, by hand."""
 
     def test_the_loss_is_told_at_once_when_the_reactor_ends(self) -> None:
-        with driven_reactor() as reactor:
+        with driven_poll() as poll:
             client, server = unix_pair()
-            receiver = Recorder(PlainStream(reactor, server))
-            reactor.disconnectAll()
+            receiver = Recorder(PlainStream(poll, server))
+            poll.reactor.disconnectAll()
             self.assertEqual(receiver.calls, ["connection_lost"])
-            turn(reactor)
+            turn(poll)
             self.assertEqual(receiver.calls, ["connection_lost"])
             self.assertEqual(server.fileno(), -1)
             client.close()
 
     def test_a_bug_of_ours_closes_the_descriptor(self) -> None:
-        with driven_reactor() as reactor:
+        with driven_poll() as poll:
             client, server = unix_pair()
-            stream = PlainStream(reactor, server)
+            stream = PlainStream(poll, server)
             receiver = Recorder(stream)
-            reactor.removeReader(stream)
+            poll.removeReader(stream)
             stream.connectionLost(Failure(ZeroDivisionError("bug")))
-            turn(reactor)
+            turn(poll)
             self.assertEqual(receiver.lost, Lost(False, "internal error: bug"))
             client.close()
 
     def test_a_hang_up_without_input_ends_the_stream(self) -> None:
         """epoll's HUP without IN, as the reactor hands it on: it has removed the descriptor."""
-        with driven_reactor() as reactor:
+        with driven_poll() as poll:
             client, server = unix_pair()
-            stream = PlainStream(reactor, server)
+            stream = PlainStream(poll, server)
             receiver = Recorder(stream)
             client.close()
-            reactor.removeReader(stream)
+            poll.removeReader(stream)
             stream.connectionLost(Failure(ConnectionLost()))
-            turn(reactor)
+            turn(poll)
             self.assertEqual(receiver.calls, ["end_received", "connection_lost"])
 
     def test_nothing_is_sent_twice_when_the_descriptor_is_used_again(self) -> None:
         """An event of a descriptor that was closed and opened again in the same round finds nothing to do."""
-        with driven_reactor() as reactor:
+        with driven_poll() as poll:
             client, server = unix_pair()
-            stream = PlainStream(reactor, server)
+            stream = PlainStream(poll, server)
             receiver = Recorder(stream)
             stream.doRead()
             stream.doWrite()
             self.assertEqual(receiver.calls, [])
             stream.abort()
-            turn(reactor)
+            turn(poll)
             client.close()

@@ -10,16 +10,16 @@ from typing import Protocol
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.epollreactor import EPollReactor
 from twisted.trial.unittest import SynchronousTestCase
 
 from defender.streams.descriptor import SocketStream
 from defender.streams.plain import PlainStream
 from defender.streams.tls import TLSStream
 from tests.defender.streams.harness import (
+    DrivenPoll,
     Recorder,
     TLSClient,
-    driven_reactor,
+    driven_poll,
     fleet,
     tcp_pair,
     turn,
@@ -155,16 +155,16 @@ class InterleavingTests(SynchronousTestCase):
 
     def run_pair(
         self,
-        connect: Callable[[EPollReactor], tuple[End, End]],
+        connect: Callable[[DrivenPoll], tuple[End, End]],
         operations: list[tuple[int, str, int]],
     ) -> None:
-        with driven_reactor() as reactor:
-            ends = connect(reactor)
+        with driven_poll() as poll:
+            ends = connect(poll)
 
             def step() -> None:
                 for end in ends:
                     end.pump()
-                turn(reactor)
+                turn(poll)
 
             counter = 0
             for who, operation, size in operations:
@@ -200,22 +200,22 @@ class InterleavingTests(SynchronousTestCase):
         water = [call for call in calls if call.startswith("write_")]
         self.assertEqual(water, (["write_full", "write_drained"] * len(water))[: len(water)])
 
-    def unix(self, reactor: EPollReactor) -> tuple[End, End]:
+    def unix(self, poll: DrivenPoll) -> tuple[End, End]:
         left, right = unix_pair()
-        return StreamEnd(PlainStream(reactor, left)), StreamEnd(PlainStream(reactor, right))
+        return StreamEnd(PlainStream(poll, left)), StreamEnd(PlainStream(poll, right))
 
-    def tcp(self, reactor: EPollReactor) -> tuple[End, End]:
+    def tcp(self, poll: DrivenPoll) -> tuple[End, End]:
         left, right = tcp_pair()
-        return StreamEnd(PlainStream(reactor, left)), StreamEnd(PlainStream(reactor, right))
+        return StreamEnd(PlainStream(poll, left)), StreamEnd(PlainStream(poll, right))
 
-    def tls(self, reactor: EPollReactor) -> tuple[End, End]:
+    def tls(self, poll: DrivenPoll) -> tuple[End, End]:
         left, right = tcp_pair()
         client = ClientEnd(left)
-        stream = TLSStream(reactor, right, fleet().context())
+        stream = TLSStream(poll, right, fleet().context())
         shaken = stream.handshake()
         while not (shaken.called and client.shaken):
             client.pump()
-            turn(reactor)
+            turn(poll)
         return client, StreamEnd(stream)
 
     @settings(max_examples=120, deadline=None)

@@ -26,7 +26,7 @@ class GoneTests(StreamCase):
         Recorder(stream)
         stream.pause_reading()
         client.sendall(b"makes the stream stop reading")
-        await self.until(lambda: stream not in self.reactor.getReaders())
+        await self.until(lambda: stream not in self.poll.getReaders())
         self.assertFalse(stream.is_gone())
         reset(client)
         await self.until(stream.is_gone)

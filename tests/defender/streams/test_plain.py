@@ -34,7 +34,7 @@ class ConnectTests(StreamCase):
 
     async def test_unix(self) -> None:
         listener = self.listen()
-        stream = await connect_unix(self.reactor, self.path, 5)
+        stream = await connect_unix(self.poll, self.path, 5)
         self.streams.append(stream)
         engine, _ = listener.accept()
         receiver = Recorder(stream)
@@ -52,11 +52,11 @@ class ConnectTests(StreamCase):
                 listener.bind((host, 0))
                 listener.listen()
                 port = listener.getsockname()[1]
-                stream = await connect_tcp(self.reactor, host, port, 5)
+                stream = await connect_tcp(self.poll, host, port, 5)
                 self.streams.append(stream)
                 self.assertEqual(stream.peer_address, (host, port))
             with self.assertRaises(ConnectionRefusedError):
-                await connect_tcp(self.reactor, host, port, 5)
+                await connect_tcp(self.poll, host, port, 5)
 
     async def test_an_ipv4_peer_of_an_ipv6_listener_has_its_ipv4_address(self) -> None:
         with socket.socket(socket.AF_INET6) as listener:
@@ -71,13 +71,13 @@ class ConnectTests(StreamCase):
     async def test_errors_name_the_path(self) -> None:
         before = open_sockets()
         with self.assertRaises(FileNotFoundError) as caught:
-            await connect_unix(self.reactor, self.path, 5)
+            await connect_unix(self.poll, self.path, 5)
         self.assertIn(self.path, str(caught.exception))
         self.listen().close()
         with self.assertRaises(ConnectionRefusedError):
-            await connect_unix(self.reactor, self.path, 5)
+            await connect_unix(self.poll, self.path, 5)
         with self.assertRaises(OSError):
-            await connect_unix(self.reactor, "/x" * 100, 5)
+            await connect_unix(self.poll, "/x" * 100, 5)
         self.assertEqual(open_sockets(), before)
 
     def fill_backlog(self, listener: socket.socket) -> list[socket.socket]:
@@ -95,13 +95,13 @@ class ConnectTests(StreamCase):
         self.fill_backlog(listener)
         before = open_sockets()
         with self.assertRaises(TimeoutError):
-            await connect_unix(self.reactor, self.path, 0.1)
+            await connect_unix(self.poll, self.path, 0.1)
         self.assertEqual(open_sockets(), before)
 
     async def test_a_full_backlog_is_waited_for(self) -> None:
         listener = self.listen(0)
         held = self.fill_backlog(listener)
-        connecting = connect_unix(self.reactor, self.path, 30)
+        connecting = connect_unix(self.poll, self.path, 30)
         for _ in held[:-1]:
             listener.accept()[0].close()
         self.streams.append(await connecting)
@@ -110,7 +110,7 @@ class ConnectTests(StreamCase):
         listener = self.listen(0)
         self.fill_backlog(listener)
         before = open_sockets()
-        connecting = connect_unix(self.reactor, self.path, 30)
+        connecting = connect_unix(self.poll, self.path, 30)
         connecting.cancel()
         with self.assertRaises(CancelledError):
             await connecting

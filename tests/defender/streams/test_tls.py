@@ -55,7 +55,7 @@ class EndTests(TLSCase):
         client.close_notify()
         client.fin()
         await receiver.until_ended()
-        await self.until(lambda: stream not in self.reactor.getReaders())
+        await self.until(lambda: stream not in self.poll.getReaders())
         self.assertFalse(stream.is_gone())
         stream.write(b"late output" * 100_000)
         stream.half_close()
@@ -78,7 +78,7 @@ class EndTests(TLSCase):
         client.close_notify()
         client.fin()
         await receiver.until_ended()
-        await self.until(lambda: stream not in self.reactor.getReaders())
+        await self.until(lambda: stream not in self.poll.getReaders())
         reset(client.socket)
         await self.until(stream.is_gone)
 
