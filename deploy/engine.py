@@ -83,11 +83,13 @@ class OwnEngine:
         root: the directory; all names below and the bridge's come from its absolute path.
         isolated: in a network namespace of its own.
         ends_with_parent: SIGTERM comes by itself when the process that started it is gone.
+        options: more options of dockerd.
     """
 
     root: Path
     isolated: bool = False
     ends_with_parent: bool = False
+    options: tuple[str, ...] = ()
 
     @property
     def socket(self) -> Path:
@@ -170,6 +172,7 @@ class OwnEngine:
             f"--containerd-plugins-namespace={self.label}p",
             "--group=root",  # its socket is for the defender only
             "--shutdown-timeout=5",
+            *self.options,
         ]
         if self.isolated:
             command = ["unshare", "--net", "--", "sh", "-c", 'ip link set lo up && exec "$0" "$@"', *command]
