@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,35 +24,52 @@ class TargetError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What all targets share: a directory, the Engine's socket, certificates, and the core of the proxy."""
+    """What all targets share.
+
+    Attributes:
+        directory: for the targets' files.
+        engine: the Engine's socket.
+        chain: certificates of the server, and `key` its key.
+        client_ca: what client certificates are checked against, to the root; `user_ca` is the authority of
+            users alone, as the defender wants it.
+        proxy_core: that targets stay on; without one they run where there is room.
+    """
 
     directory: Path
     engine: Path
     chain: Path
     key: Path
     client_ca: Path
-    proxy_core: int
+    user_ca: Path
+    proxy_core: int | None = None
 
     def log(self, name: str) -> Path:
         """Where a target's output goes."""
         return self.directory / f"{name}.log"
 
 
+@dataclass(frozen=True, slots=True)
 class Running:
-    """A started target."""
+    """A started target.
 
-    def __init__(self, name: str, port: int, process: subprocess.Popen[bytes]) -> None:
-        self.name = name
-        self.port = port
-        self.process = process
+    Attributes:
+        name: in the tables.
+        port: of 127.0.0.1 where it speaks TLS.
+        pid: the process whose CPU time and memory are the target's.
+        stop: ends it.
+    """
 
-    def cpu_seconds(self) -> float:
-        """User and system time of the process so far."""
-        return cpu_seconds(self.process.pid)
+    name: str
+    port: int
+    pid: int
+    stop: Callable[[], None]
 
-    def stop(self) -> None:
-        """End the process by its id: politely, then not."""
-        stop_process(self.process)
+    def resident_kib(self) -> int:
+        """Memory that the process has, in KiB (proc(5), VmRSS)."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1])
+        raise TargetError(f"{self.name} has ended")
 
 
 def cpu_seconds(pid: int) -> float:
@@ -68,6 +88,23 @@ def stop_process(process: subprocess.Popen[bytes]) -> None:
             process.wait(10)
 
 
+def stop_pid(pid: int) -> None:
+    """Terminate a process that is not our own child, and wait until it is gone."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+            signal.pidfd_send_signal(handle, number)
+            if select.select([handle], [], [], patience)[0]:
+                return
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(handle)
+
+
 def free_port() -> int:
     """Return a loopback port that is free now."""
     with socket.socket() as probe:
@@ -76,10 +113,10 @@ def free_port() -> int:
         return port
 
 
-def pinned(core: int, command: list[str]) -> list[str]:
+def pinned(core: int | None, command: list[str]) -> list[str]:
     """Prefix a command so that it stays on one core, where ``taskset`` exists and there is more than one."""
     taskset = shutil.which("taskset")
-    if taskset is None or len(os.sched_getaffinity(0)) < 2:
+    if core is None or taskset is None or len(os.sched_getaffinity(0)) < 2:
         return command
     return [taskset, "-c", str(core), *command]
 
@@ -90,12 +127,12 @@ def environment() -> dict[str, str]:
     return {**known, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def launch(scene: Scene, name: str, command: list[str], port: int, *, core: int | None = None) -> Running:
+def launch(scene: Scene, name: str, command: list[str], port: int) -> Running:
     """Start a target and wait until its port answers; raises `TargetError` with the end of its log."""
     log = scene.log(name)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            pinned(scene.proxy_core if core is None else core, command),
+            pinned(scene.proxy_core, command),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -107,7 +144,7 @@ def launch(scene: Scene, name: str, command: list[str], port: int, *, core: int 
     except TargetError:
         stop_process(process)
         raise
-    return Running(name, port, process)
+    return Running(name, port, process.pid, partial(stop_process, process))
 
 
 def wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 20.0) -> None:

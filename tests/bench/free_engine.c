@@ -5,7 +5,8 @@
  * One thread, epoll, a unix socket, keep-alive. It answers
  *   GET .../get?...names=N    N MiB, chunked (32 KiB chunks)
  *   POST .../load             reads the body (length or chunked), then a small answer
- *   POST .../exec/ID/start    101, then an echo until the client half-closes
+ *   POST .../exec/ID/start or .../attach?...    101, or 200 where no Upgrade was asked for, then an echo until the
+ *                             client half-closes
  *   anything else             200 and 306 bytes of JSON, after reading the body
  * It reads heads without mercy or care: only proxies that were given well-formed requests stand before it.
  */
@@ -23,7 +24,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { HEAD_MAX = 65536, ECHO_MAX = 262144, CHUNK = 32768 };
+enum { HEAD_MAX = 65536, CHUNK = 32768 };
 enum state { HEAD, BODY_LENGTH, BODY_CHUNKED, SEND, ECHO };
 
 struct conn {
@@ -33,7 +34,7 @@ struct conn {
     size_t used, room;
     unsigned long long left;   /* of a body or chunk */
     int chunk_phase;           /* 0 size line, 1 data, 2 CRLF after data, 3 trailer lines */
-    char after;                /* what follows the body: 's' small answer, 'x' echo, 'd' download */
+    char after;                /* what follows the body: 's' small answer, 'x' or 'r' (no upgrade) echo, 'd' download */
     unsigned long long blocks; /* chunks of a download still to send */
     size_t block_sent;         /* bytes of the current one that are sent */
     int ended;                 /* the client has half-closed */
@@ -49,6 +50,7 @@ static const char CHUNKED_HEAD[] = "HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nCont
                                    "Transfer-Encoding: chunked\r\n\r\n";
 static const char HIJACK_HEAD[] = "HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\n"
                                   "Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
+static const char RAW_HEAD[] = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\n";
 
 static void prepare(void) {
     const char *body = "[{\"Id\":\"8dfafdbc3a40b5b1f1c0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f6\",\"Names\":[\"/web\"],"
@@ -117,10 +119,10 @@ static int begin_answer(struct conn *c) {
         c->state = HEAD;
         return say(c, small_answer, small_length);
     }
-    if (c->after == 'x') {
+    if (c->after == 'x' || c->after == 'r') {
         c->used = 0; /* the Engine loses what came with the request */
         c->state = ECHO;
-        return say(c, HIJACK_HEAD, sizeof HIJACK_HEAD - 1);
+        return c->after == 'x' ? say(c, HIJACK_HEAD, sizeof HIJACK_HEAD - 1) : say(c, RAW_HEAD, sizeof RAW_HEAD - 1);
     }
     c->state = SEND;
     c->block_sent = 0;
@@ -139,12 +141,14 @@ static int take_head(struct conn *c) {
         const char *names = strstr(c->in, "names=");
         c->after = 'd';
         c->blocks = (names ? strtoull(names + 6, NULL, 10) : 1) * (1048576 / CHUNK);
-    } else if (strstr(c->in, "/exec/") && strstr(c->in, "/start ")) {
+    } else if (strstr(c->in, "/attach?") || (strstr(c->in, "/exec/") && strstr(c->in, "/start "))) {
         c->after = 'x';
     }
     *line_end = '\r';
     const char *length = header(c->in, end + 2, "content-length");
     const char *encoding = header(c->in, end + 2, "transfer-encoding");
+    if (c->after == 'x' && !header(c->in, end + 2, "upgrade"))
+        c->after = 'r';
     c->left = length ? strtoull(length, NULL, 10) : 0;
     c->chunk_phase = 0;
     c->state = encoding ? BODY_CHUNKED : BODY_LENGTH;

@@ -9,7 +9,7 @@
  *       to the last byte read. JSON: requests, seconds, rps, p50_us, p99_us, cpu, errors, error.
  * idle: N connections are opened, eight at a time, and asked once; a line of JSON says so; they stay until standard
  *       input ends, and a second line says how many of them were still there.
- * get:  the whole answer to target=T, once; put: bytes=N to target=T, chunked; echo: bytes=N on a hijacked exec, there
+ * get:  the whole answer to target=T, once; put: bytes=N to target=T, chunked; echo: bytes=N on a hijacked stream, there
  *       and back at the same time; rtt: 64 bytes there and back, again and again, for seconds=S. In load_stream.c.
  *
  * cpu is the CPU time in seconds of process pid=P meanwhile.

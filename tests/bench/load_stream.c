@@ -113,10 +113,9 @@ static int upload(void) {
     return report_bytes(options.bytes / CHUNK * CHUNK);
 }
 
-/* Start an exec and have its stream. */
+/* Attach to a container and have its stream. HAProxy passes no Upgrade on that has a body, as an exec's has. */
 static int open_tunnel(void) {
-    const char *rest = "Content-Type: application/json\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 28\r\n\r\n"
-                       "{\"Detach\":false,\"Tty\":false}";
+    const char *rest = "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n";
     int used, head = send_head("POST", rest) < 0 ? -1 : read_head(&used);
     if (head < 0)
         return -1;

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +25,8 @@ rules:
     groups: ["Dev team"]
     effect: allow
     actions: [container_list, container_inspect, container_logs, container_create, container_start,
-              container_exec_create, container_exec_start, image_list, image_save, image_load, docker_info,
-              docker_ping, docker_version]
+              container_resize, container_attach, container_exec_create, container_exec_start, image_list,
+              image_save, images_archive, images_load, docker_info, docker_ping, docker_version]
 """
 """What all policy-aware targets decide by: two rules, the second one is the load client's."""
 
@@ -49,10 +49,10 @@ frontend docker
     http-request deny
     default_backend engine
 backend engine
-    server engine unix@{engine} {pool}
+    server engine unix@{engine}{pool}
 """
 
-TUNED = {"connections": "    option http-keep-alive\n    http-reuse always", "pool": "pool-max-conn -1"}
+TUNED = {"connections": "    option http-keep-alive\n    http-reuse always", "pool": " pool-max-conn -1"}
 """Connections to the Engine are kept and shared."""
 
 CLOSING = {"connections": "    option http-server-close", "pool": ""}
@@ -127,7 +127,10 @@ def start_web(scene: Scene) -> Running:
 
 
 def defender_settings(scene: Scene, state: Path, port: int) -> str:
-    """Return the defender's settings: everything by default but places and names."""
+    """Return the defender's settings: everything by default but places, names, and what one user may have.
+
+    One user makes the whole load. The bounds on users are counted like any others, out of reach.
+    """
     return f"""\
 [defender]
 state = "{state}"
@@ -140,23 +143,31 @@ tcp = ["127.0.0.1:{port}"]
 [tls]
 certificate = "{scene.chain}"
 key = "{scene.key}"
-client_ca = "{scene.directory / "users.pem"}"
+client_ca = "{scene.user_ca}"
 [policy]
 file = "{state / "policy.yaml"}"
+[limits]
+connections_per_user = 1000000
+engine_connections_per_user = 65536
+requests_per_second = 1000000
+request_burst = 10000000
+spool_share = 100
+[audit]
+max_bytes = {8 << 30}
 """
 
 
-def start_defender(scene: Scene) -> Running:
-    """``twistd defender`` of this checkout, audit and policy on."""
+def start_defender(scene: Scene, wrapper: Sequence[str] = ()) -> Running:
+    """``twistd defender`` of this checkout, audit and policy on; `wrapper` is a command that runs it."""
     port = free_port()
     state = scene.directory / "state"
-    state.mkdir(mode=0o700, exist_ok=True)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
     (state / "policy.yaml").write_text(POLICY)
     config = state / "defender.toml"
     config.write_text(defender_settings(scene, state, port))
     start = "import sys; from twisted.scripts.twistd import run; sys.argv[0] = 'twistd'; run()"
     options = ["--nodaemon", f"--pidfile={state / 'twistd.pid'}", "defender", "--config", str(config)]
-    return launch(scene, "defender", [sys.executable, "-c", start, *options], port)
+    return launch(scene, "defender", [*wrapper, sys.executable, "-c", start, *options], port)
 
 
 def go_program() -> Path:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.bench.cases import QUICK, cases
 from tests.bench.children import stop_process
-from tests.bench.run import CASES, compile_c, cores, run, start_engine
+from tests.bench.session import Run
+from tests.bench.stage import compile_c, cores, scene_of, start_engine
 
 
 class FreeEngine(SynchronousTestCase):
@@ -65,13 +68,33 @@ class FreeEngine(SynchronousTestCase):
         talker.join(20)
         self.assertEqual(b"".join(parts), data)
 
+    def test_without_an_upgrade_the_tunnel_begins_after_an_ordinary_answer(self) -> None:
+        self.sock.sendall(b"POST /exec/1/start HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}")
+        head = self.until(b"\r\n\r\n")
+        self.assertTrue(head.startswith(b"HTTP/1.1 200 "))
+        self.assertNotIn(b"Content-Length", head)
+        self.sock.sendall(b"to and fro")
+        self.assertEqual(self.until(b"fro"), b"to and fro")
+
 
 class ShortRun(SynchronousTestCase):
     def test_every_case_has_figures_of_every_opponent(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as directory:
-            result = run(["web", "haproxy"], 0.3, 1, Path(directory))
-        self.assertEqual(result["absent"], {})
-        self.assertEqual(list(result["medians"]), [f"{mode} {count}" for mode, count in CASES])
-        for by_name in result["medians"].values():
-            self.assertEqual(set(by_name), {"web", "haproxy"})
-            self.assertTrue(all(figures["rps"] > 0 for figures in by_name.values()))
+        effort = replace(QUICK, seconds=0.2, bulk_mib=16, echo_mib=4, idle=20)
+        groups = ["keep", "distinct", "new", "get", "put", "echo", "rtt", "idle"]
+        run = Run(effort, ["web", "haproxy"], groups)
+        with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as name:
+            run.do(Path(name))
+            wanted = cases(effort, scene_of(Path(name), Path(name) / "engine.sock", None))
+        self.assertEqual(run.problems, {})
+        medians = run.medians()
+        self.assertEqual(list(medians), [case.name for case in wanted])
+        for case in wanted:
+            self.assertEqual(set(medians[case.name]), {"web", "haproxy"} - case.without)
+        for name, key in (
+            ("keep 8", "rps"),
+            ("get", "mb_s"),
+            ("put", "cpu_gb"),
+            ("rtt", "p50_us"),
+            ("idle", "kib"),
+        ):
+            self.assertGreater(medians[name]["haproxy"][key], 0)
