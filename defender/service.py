@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from defender import __version__
-from defender.audit.journal import Journal, Stamp
+from defender.audit.journal import Journal
 from defender.bundles.activation import Activated, PolicyActivation
 from defender.bundles.watch import FileWatch, replace_file
 from defender.contract.audit import SYSTEM, control_event, defender_event, identity_event, policy_event
@@ -112,13 +112,13 @@ class Defender(MultiService):
         super().__init__()
         self.settings = settings
         self._reactor = reactor
-        stamp = Stamp(settings.defender.name)
         self.journal = Journal(
-            settings.audit.file,
+            settings.audit.directory,
+            settings.defender.name,
             reactor=reactor,
-            stamp=stamp,
+            segment_bytes=settings.audit.segment_bytes,
             max_bytes=settings.audit.max_bytes,
-            keep=settings.audit.keep,
+            refuse=settings.audit.when_full == "refuse",
         )
         self.activation = PolicyActivation(settings.defender.name)
         # Clients and Engine alike: what the reactor itself still watches is no request's business.
@@ -226,8 +226,7 @@ class Defender(MultiService):
             self._locks_watch.stop()
             self._names.stop()
             self.journal.record(defender_event("defender_stop", version=__version__))
-            self.journal.stop()
-            return result
+            return self.journal.stop().addCallback(lambda _: result)
 
         return stopping.addBoth(stopped)
 
@@ -352,7 +351,7 @@ class Defender(MultiService):
         keep = replace(
             settings,
             defender=self.settings.defender,
-            audit=self.settings.audit,
+            audit=replace(self.settings.audit, durability=settings.audit.durability),
             control=self.settings.control,
             engine=replace(settings.engine, address=self.settings.engine.address),
             policy=replace(settings.policy, file=self.settings.policy.file, locks=self.settings.policy.locks),
@@ -426,13 +425,7 @@ class Defender(MultiService):
                     "engine_errors": counters.engine_errors,
                     "streams_ended": counters.tunnels,
                 },
-                "audit": {
-                    "file": str(self.settings.audit.file),
-                    "written": self.journal.written,
-                    "failed": self.journal.failed,
-                    "dropped": self.journal.dropped,
-                    "problem": self.journal.problem,
-                },
+                "audit": self.journal.status(),
             },
         )
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from defender.contract.errors import Problem
+from defender.contract.spool import MAX_SEGMENT_SIZE, SEGMENT_SIZE
 from defender.setting_kinds import (
     DOMAIN,
     ENGINE,
@@ -212,24 +213,49 @@ class PolicySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditSettings:
-    """Where events are written."""
+    """The spool: where events are written, and what happens when they cannot be."""
 
-    file: Path = field(
+    directory: Path = field(
         metadata=about(
-            PATH, "The events, one JSON object a line.", under_state="audit/events.jsonl", fixed=True
+            PATH,
+            "The spool, a directory of the defender's own (mode 0700).",
+            under_state="audit",
+            fixed=True,
+        )
+    )
+    durability: str = field(
+        metadata=about(
+            choice("strict", "best_effort"),
+            "What happens to a call that changes something when its event cannot be brought to disk: "
+            "`strict` refuses it with 503, `best_effort` serves it and counts. A rule's own `durability` "
+            "goes first.",
+            default="strict",
+        )
+    )
+    segment_bytes: int = field(
+        metadata=about(
+            count(64 * 1024, MAX_SEGMENT_SIZE, "bytes"),
+            "Size of one file of the spool; it is allocated before it is needed, and one ahead.",
+            default=SEGMENT_SIZE,
+            fixed=True,
         )
     )
     max_bytes: int = field(
         metadata=about(
-            count(4096, 2**40, "bytes"),
-            "Size at which the file is rotated to `FILE.1`.",
-            default=64 * 1024 * 1024,
+            count(256 * 1024, 2**40, "bytes"),
+            "The most that the spool takes of the disk; at least four segments.",
+            default=64 * SEGMENT_SIZE,
             fixed=True,
         )
     )
-    keep: int = field(
+    when_full: str = field(
         metadata=about(
-            count(1, 1000), "Rotated files that are kept; older ones are removed.", default=8, fixed=True
+            choice("rotate", "refuse"),
+            "What happens at `max_bytes`: `rotate` removes the oldest segment, and an event says which "
+            "sequence numbers went with it; `refuse` removes nothing: the last 5 percent are for denials, "
+            "locks and the administration, and then nothing is recorded until somebody makes room.",
+            default="rotate",
+            fixed=True,
         )
     )
 
@@ -502,6 +528,12 @@ def _contradictions(settings: Settings, problem: Callable[[tuple[str, ...], str]
             )
     if str(settings.control.socket) in listen.unix:
         problem(("control", "socket"), "is also in listen.unix; they must differ")
+    audit = settings.audit
+    if audit.max_bytes < 4 * audit.segment_bytes:
+        problem(
+            ("audit", "max_bytes"),
+            f"{audit.max_bytes} is less than four segments (audit.segment_bytes is {audit.segment_bytes})",
+        )
     if settings.engine.pool > settings.engine.max_connections:
         problem(
             ("engine", "pool"),

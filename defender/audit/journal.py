@@ -1,357 +1,553 @@
-"""The audit trail as a file of JSON lines.
+"""The recorder: takes events in the reactor, and has the spool bring them to disk in its thread.
 
-`Journal` is the recorder that the defender's features are given: it never blocks on anything but the local
-file system's page cache, and never raises. The events of one reactor turn become one `write`. When the file
-cannot be written, events wait in memory up to a bound and are tried again; the oldest are dropped first,
-and the first line that is written afterwards is a `gap` event with their number. What was written is not
-synced: a power failure may take the last moments with it, a crash of the defender does not.
+`append` only makes a payload and puts it on a list. A commit takes all that is on it: at once if somebody
+waits for an event to be durable and the disk is free, else a quarter of a second after the first event or
+when there are 64 KiB of them. What arrives while a commit is under way goes into the next one. Nothing here
+waits for the disk, and whoever waits for a commit is told after `PATIENCE` seconds that it does not answer.
+
+While the disk fails, events wait in memory up to a bound; what comes then is dropped and counted, and a gap
+event says so when the disk works again.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import random
-import stat
+import struct
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from defender.contract.audit import (
-    REQUIRED,
-    SCHEMA_VERSION,
-    SYSTEM,
-    Event,
-    gap_event,
-    timestamp,
-    to_line,
-)
+from defender.audit import notes
+from defender.audit.commands import Command, Pressure, Retry
+from defender.audit.spool import FULL, Spool, State
+from defender.audit.store import Answer, DiskThread, Done, Opening, Store, There, Trouble
+from defender.contract.audit import Event
+from defender.contract.packing import CLOSING, assemble, micros_of, pack_body, unpack
+from defender.contract.spool import SEGMENT_SIZE, SpoolError, room
 
-#: What waits in memory while the file cannot be written: events and bytes.
+#: Seconds from an event to its commit, and bytes of events that do not wait for that.
+INTERVAL: Final = 0.25
+BATCH: Final = 64 * 1024
+#: What waits in memory while the disk fails, events and bytes; while it is only slow, the bytes alone count.
 MAX_WAITING: Final = 1000
 MAX_WAITING_BYTES: Final = 4 * 1024 * 1024
-#: One turn that records more than this writes before its end, bytes.
-MAX_BATCH: Final = 256 * 1024
-#: Seconds between two looks whether the file at the path is still ours.
-CHECK_INTERVAL: Final = 1.0
-#: Seconds until a failed write is tried again: the first time, and at most.
-FIRST_RETRY: Final = 1.0
-LAST_RETRY: Final = 30.0
+#: Reserved events find this much room more.
+RESERVED_WAITING: Final = 1.25
+#: Seconds until those who wait are told that the disk does not answer; so long a stop waits too.
+PATIENCE: Final = 5.0
+#: Seconds by which the wall clock may run apart from the monotonic one between two commits.
+CLOCK_STEP: Final = 300.0
+
+_IDENTITY: Final = struct.Struct(">QQ").pack
+_STALLED: Final = "the audit disk does not answer"
+_STOPPED: Final = "the defender is stopping"
+
+Told = Callable[[str], object]
 
 
-class Stamp:
-    """Gives events their identity: name of the defender, epoch, sequence number, time, id.
+class Disk(Protocol):
+    """Performs commands in order, elsewhere; `DiskThread` is one."""
 
-    The epoch is a random 64-bit number, new with each start, so that a sequence number is never used twice.
-    Ids are UUIDs of version 7 (RFC 9562 section 5.7) that only rise within an epoch, also when the clock
-    steps back.
-    """
-
-    def __init__(
-        self,
-        agent: str,
-        *,
-        clock: Callable[[], float] = time.time,
-        entropy: Callable[[int], bytes] = os.urandom,
-    ) -> None:
-        self.agent = agent
-        self.epoch = entropy(8).hex()
-        self.sequence = 0
-        self._clock = clock
-        # Ids must be unique, not secret: a seeded generator costs a tenth of the system's.
-        self._bits = random.Random(entropy(32)).getrandbits  # noqa: S311
-        self._last = 0
-        self._second = -1
-        self._prefix = ""
-
-    def new_id(self) -> str:
-        """A UUID v7; also for `corr`, which joins the events of one call."""
-        return self._id(int(self._clock() * 1000))
-
-    def seal(self, event: Mapping[str, object], sequence: int = 0) -> Event:
-        """The event with all its keys; takes the next sequence number unless one is given."""
-        if not sequence:
-            self.sequence += 1
-            sequence = self.sequence
-        milliseconds = int(self._clock() * 1000)
-        second, rest = divmod(milliseconds, 1000)
-        if second != self._second:
-            self._second = second
-            self._prefix = timestamp(second)[:-4]
-        identity = self._id(milliseconds)
-        sealed: Event = {
-            "v": SCHEMA_VERSION,
-            "id": identity,
-            "agent": self.agent,
-            "epoch": self.epoch,
-            "seq": sequence,
-            "ts_wall": f"{self._prefix}{rest:03d}Z",
-            **event,
-        }
-        if not event.get("corr"):
-            sealed["corr"] = identity
-        return sealed
-
-    def _id(self, milliseconds: int) -> str:
-        number = milliseconds << 74 | self._bits(74)
-        if number <= self._last:
-            number = self._last + 1
-        self._last = number
-        bits = (number >> 62) << 64 | 0b10 << 62 | number & 0x3FFFFFFFFFFFFFFF
-        bits = (bits >> 76) << 80 | 0x7 << 76 | bits & 0xFFFFFFFFFFFFFFFFFFF
-        text = f"{bits:032x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    def submit(self, command: Command, answer: Callable[[Answer], object]) -> None: ...
+    def wait(self, timeout: float) -> bool: ...
+    def stop(self) -> None: ...
 
 
 class Journal:
-    """A recorder that appends JSON lines to a file.
+    """A recorder (`defender.contract.audit.Recorder`) on a spool of its own.
 
-    The file is created with mode 0600, its directory with 0700. At `max_bytes` it becomes ``FILE.1``, that
-    one ``FILE.2`` and so on; `keep` of them stay. A file that someone else moved away or removed is made
-    anew within a second.
-
-    `written` counts the events in the file, `failed` the writes that did not work, `dropped` the events
-    that are lost; `problem` says why writing does not work at present, "" if it does.
+    `written` counts the events on disk, `durable` those of them that somebody waited for, `failed` the
+    commits that did not work, `dropped` the events that are lost, `reduced` those that were too large,
+    `repaired` what was mended or set aside at the start, `rotated` the segments that made room; `problem`
+    says why nothing is written at present, "" if all is well.
     """
 
     _log = Logger()
 
     def __init__(
         self,
-        path: Path | str,
+        directory: Path | str,
+        agent: str,
         *,
-        reactor: IReactorTime,
-        stamp: Stamp,
-        max_bytes: int = 64 * 1024 * 1024,
-        keep: int = 8,
+        reactor: Any,
+        segment_bytes: int = SEGMENT_SIZE,
+        max_bytes: int = 64 * SEGMENT_SIZE,
+        refuse: bool = False,
+        disk: Disk | None = None,
+        wall: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self.path = Path(path)
-        self.stamp = stamp
-        self.written = 0
-        self.failed = 0
-        self.dropped = 0
+        self.directory = Path(directory)
+        self.written = self.durable = self.failed = self.dropped = 0
+        self.reduced = self.repaired = self.rotated = 0
         self.problem = ""
+        self._agent = agent
         self._reactor = reactor
-        self._max_bytes = max_bytes
-        self._keep = keep
-        self._rotate_at = max_bytes
-        self._fd = -1
+        self._largest = room(segment_bytes)
+        self._batch = min(BATCH, self._largest)
+        self._spool = Spool(
+            agent, _boot_id(), segment_bytes=segment_bytes, max_bytes=max_bytes, refuse=refuse
+        )
+        self._disk = disk or DiskThread(
+            Store(self.directory, agent, segment_bytes=segment_bytes), reactor.callFromThread
+        )
+        self._wall = wall
+        self._monotonic = monotonic
+        # Ids must be unique, not secret: a seeded generator costs a tenth of the system's.
+        self._bits = random.Random(os.urandom(32)).getrandbits  # noqa: S311
+        self._millisecond = 0
+        self._high = self._low = 0
+        self._payloads: list[bytes] = []
         self._size = 0
-        self._torn = False
-        self._checked = 0.0
-        # (sequence number, unix time or so of its recording, line)
-        self._waiting: deque[tuple[int, float, bytes]] = deque()
-        self._waiting_bytes = 0
-        self._gap: tuple[int, int, float] | None = None  # first and last dropped sequence number, when
-        self._turn: IDelayedCall | None = None
-        self._retry = FIRST_RETRY
-        self._stopped = False
+        self._limit = self._batch
+        self._waiting: list[tuple[int, Told]] = []  # index in _payloads
+        self._flying: list[Told] = []
+        self._count = 0  # events of the commit under way
+        self._timer: IDelayedCall | None = None
+        self._overdue = False
+        self._retries: list[IDelayedCall] = []
+        self._watch: IDelayedCall | None = None
+        self._busy = 0.0  # since when the disk has a command, 0 if it has none
+        self._stalled = False
+        self._lost = 0
+        self._lost_since = 0
+        self._lost_because = ""
+        self._offset = wall() - monotonic()
+        self._stopping: Deferred[None] | None = None
+
+    # -- life
 
     def start(self) -> None:
-        """Open the file, so that a wrong path is known at the start: see `problem`."""
-        try:
-            self._open()
-        except OSError as error:
-            self._failing(error)
+        """Open the spool; `problem` and the log say if that does not work, and it is tried again."""
+        self._perform(self._spool.start())
 
-    def stop(self) -> None:
-        """Write what waits and close the file. Events that still come are written one by one."""
-        self._stopped = True
-        self.flush()
-        self._cancel()
-        if self.problem and self._waiting:
-            self.dropped += len(self._waiting)
-            self._log.error(
-                "audit: {lost} events are lost, {path} cannot be written: {problem}",
-                lost=len(self._waiting),
-                path=self.path,
-                problem=self.problem,
-            )
-            self._waiting.clear()
-            self._waiting_bytes = 0
-        self._close()
+    def stop(self) -> Deferred[None]:
+        """Bring everything to disk, with the closing record; fires then, or when that takes too long."""
+        if self._stopping is None:
+            self._stopping = Deferred()
+            self._limit = -1
+            if self._spool.state is State.CLOSED:
+                self._finish()
+            else:
+                self._payloads.append(self._assemble(*CLOSING, b""))
+                self._retries.append(self._reactor.callLater(PATIENCE, self._give_up))
+                if self._spool.state is State.WAITING:
+                    self._perform(self._spool.retry())
+                self._advance()
+        done: Deferred[None] = Deferred()
+        if self._stopping.called:
+            return succeed(None)
+        self._stopping.addCallback(lambda _: done.callback(None))
+        return done
 
-    def new_id(self) -> str:
-        """An id that joins the events of one call (`corr`)."""
-        return self.stamp.new_id()
+    def settle(self, timeout: float = PATIENCE) -> bool:
+        """Block until everything that was recorded is on disk, where no reactor runs; False if it is not."""
+        end = time.monotonic() + timeout
+        while True:
+            if self._spool.state is State.READY:
+                if not self._payloads:
+                    return True
+                if self._spool.pressure is not Pressure.FULL:
+                    self._flush()
+                    continue
+            left = end - time.monotonic()
+            if left <= 0 or not self._busy or not self._disk.wait(left):
+                return False
+
+    # -- recording
 
     def record(self, event: Event) -> None:
         """Take one event; see `Recorder`."""
-        sealed = self.stamp.seal(event)
+        corr = _corr(event.pop("corr", None))
+        decision = event.get("decision")
+        reserved = event.get("kind") in notes.RESERVED_KINDS or (
+            isinstance(decision, dict) and decision.get("effect") == "deny"
+        )
         try:
-            line = to_line(sealed)
-        except (TypeError, ValueError, RecursionError) as error:
-            self._log.error("audit: an event that is not JSON was reduced to its kind: {error}", error=error)
-            sealed.update(actor=SYSTEM, req={"action": "unknown"}, corr=str(sealed["corr"]))
-            line = to_line({key: sealed[key] for key in REQUIRED})
-        now = self._reactor.seconds()
-        self._waiting.append((self.stamp.sequence, now, line))
-        self._waiting_bytes += len(line)
-        if self._stopped:
-            self.stop()
-        elif self.problem:
-            self._bound()
-        elif self._waiting_bytes > MAX_BATCH:
-            self.flush()
-        elif self._turn is None:
-            self._turn = self._reactor.callLater(0, self.flush)
+            pairs, body = pack_body(event)
+        except SpoolError as error:
+            self._log.error("audit: an event was reduced: {error}", error=error)
+            self.reduced += 1
+            pairs, body = _small(event, 0)
+        self.append(pairs, body, corr, reserved=reserved)
 
-    def flush(self) -> None:
-        """Write what waits now; when that does not work, try again later."""
-        self._cancel()
-        if not self._waiting and not self._gap and not self.problem:
-            return
-        try:
-            self._write()
-        except OSError as error:
-            self._failing(error)
+    def append(self, pairs: int, body: bytes, corr: bytes = b"", *, reserved: bool = False) -> bytes:
+        """Take one packed event; see `Recorder`. Hot: a few microseconds."""
+        nanos = self._wall()
+        millisecond = nanos // 1_000_000
+        if millisecond > self._millisecond:
+            self._millisecond = millisecond
+            self._high = millisecond << 16 | 0x7000 | self._bits(12)
+            self._low = 1 << 63 | self._bits(61)
         else:
-            if self.problem:
-                self._log.info("audit: {path} is written again", path=self.path)
-            self.problem = ""
-            self._retry = FIRST_RETRY
+            self._low += 1
+        identity = _IDENTITY(self._high, self._low)
+        payload = assemble(pairs, body, identity, nanos // 1000, self._monotonic() // 1000, corr)
+        self._payloads.append(payload)
+        self._size += len(payload)
+        if self._size > self._limit:
+            self._over(reserved)
+        elif self._timer is None:
+            self._timer = self._reactor.callLater(INTERVAL, self._due)
+        return identity
 
-    def _cancel(self) -> None:
-        if self._turn is not None and self._turn.active():
-            self._turn.cancel()
-        self._turn = None
+    def append_durable(self, pairs: int, body: bytes, corr: bytes, told: Told) -> bytes:
+        """Take one packed event whose writer waits for the disk; see `Recorder`."""
+        reason = self._refusal()
+        if reason:
+            identity = self.append(pairs, body, corr)
+            self._reactor.callLater(0, self._tell, [told], reason)
+            return identity
+        dropped = self.dropped
+        self._waiting.append((len(self._payloads), told))
+        identity = self.append(pairs, body, corr)
+        if self.dropped != dropped:
+            self._waiting.pop()
+            self._reactor.callLater(0, self._tell, [told], self._lost_because)
+        elif self._waiting and self._spool.state is State.READY:
+            self._flush()
+        return identity
 
-    def _failing(self, error: OSError) -> None:
-        self.failed += 1
-        reason = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror or str(error)
-        if reason != self.problem:
-            self._log.error("audit: {path} cannot be written: {reason}", path=self.path, reason=reason)
-        self.problem = reason
-        self._close()
-        self._bound()
-        if not self._stopped:
-            self._turn = self._reactor.callLater(self._retry, self.flush)
-            self._retry = min(self._retry * 2, LAST_RETRY)
+    def new_id(self) -> str:
+        """An id that joins the events of one call (`corr`), as text."""
+        return str(uuid.UUID(bytes=self._identity()))
 
-    def _bound(self) -> None:
-        while len(self._waiting) > MAX_WAITING or self._waiting_bytes > MAX_WAITING_BYTES:
-            sequence, when, line = self._waiting.popleft()
-            self._waiting_bytes -= len(line)
-            self.dropped += 1
-            first, _, since = self._gap or (sequence, sequence, when)
-            self._gap = (first, sequence, since)
+    def _identity(self) -> bytes:
+        millisecond = self._wall() // 1_000_000
+        if millisecond > self._millisecond:
+            self._millisecond = millisecond
+            self._high = millisecond << 16 | 0x7000 | self._bits(12)
+            self._low = 1 << 63 | self._bits(61)
+        else:
+            self._low += 1
+        return _IDENTITY(self._high, self._low)
 
-    def _write(self) -> None:
-        self._check()
-        if self._gap:
-            # In the place of the last event that is missing, so that sequence numbers rise in the file.
-            first, last, since = self._gap
-            missing = last - first + 1
-            age = self._reactor.seconds() - since
-            event = gap_event(missing, first, age, self.problem)
-            self._append([to_line(self.stamp.seal(event, last))])
-            self._gap = None
-        if self._waiting:
-            self._append([line for _, _, line in self._waiting])
+    def _assemble(self, pairs: int, body: bytes, corr: bytes) -> bytes:
+        identity = self._identity()
+        return assemble(pairs, body, identity, self._wall() // 1000, self._monotonic() // 1000, corr)
 
-    def _append(self, lines: list[bytes]) -> None:
-        """Write lines to the file; those that are in it leave the queue even if a later one fails."""
-        data = b"".join(lines)
-        if self._size and self._size + len(data) > self._rotate_at:
-            self._rotate()
-        if self._torn:
-            self._put(b"\n")
-            self._torn = False
-        done = 0
-        try:
-            while done < len(data):
-                done += self._put(data[done:] if done else data)
-        except OSError:
-            whole = data.rfind(b"\n", 0, done) + 1
-            self._cut(done - whole)
-            self._written(data.count(b"\n", 0, whole))
-            raise
-        self._written(len(lines))
-
-    def _put(self, data: bytes) -> int:
-        count = os.write(self._fd, data)
-        self._size += count
-        return count
-
-    def _cut(self, torn: int) -> None:
-        """Take the beginning of an incomplete line away again, or remember that it is there."""
-        if not torn:
+    def _over(self, reserved: bool) -> None:
+        """The payload that was just appended is not an ordinary one: commit, or see whether it may stay."""
+        if self._stopping is not None:
+            self._drop(_STOPPED)
             return
-        try:
-            self._size = os.fstat(self._fd).st_size - torn
-            os.ftruncate(self._fd, self._size)
-        except OSError:
-            self._torn = True
-
-    def _written(self, count: int) -> None:
-        self.written += count
-        if self._gap:  # the line was the gap event, which does not wait in the queue
+        pressure = self._spool.pressure
+        if pressure is Pressure.FULL or (pressure is Pressure.RESERVED and not reserved):
+            self._drop(FULL)
             return
-        for _ in range(count):
-            self._waiting_bytes -= len(self._waiting.popleft()[2])
-
-    def _check(self) -> None:
-        """Open the file unless the one that is open is still the one at the path."""
-        now = self._reactor.seconds()
-        if self._fd >= 0 and now - self._checked < CHECK_INTERVAL:
+        more = RESERVED_WAITING if reserved else 1.0
+        if self._size > MAX_WAITING_BYTES * more or (
+            self.problem and len(self._payloads) > MAX_WAITING * more
+        ):
+            self._drop(self.problem or "the audit disk is too slow")
             return
-        self._checked = now
-        if self._fd >= 0:
-            ours = os.fstat(self._fd)
-            self._size = ours.st_size
-            try:
-                there = os.lstat(self.path)
-            except FileNotFoundError:
-                self._close()
-            else:
-                if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
-                    self._close()
-        if self._fd < 0:
-            self._open()
+        if self._size > self._batch and self._spool.state is State.READY:
+            self._flush()
+        elif self._timer is None:
+            self._timer = self._reactor.callLater(INTERVAL, self._due)
 
-    def _open(self) -> None:
-        self._close()
-        if not self.path.parent.is_dir():
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # O_NONBLOCK: a FIFO in the file's place must not stop the reactor.
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = os.open(self.path, flags, 0o600)
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "is not a regular file")
-            self._torn = status.st_size > 0 and os.pread(fd, 1, status.st_size - 1) != b"\n"
-        except OSError:
-            os.close(fd)
-            raise
-        self._fd = fd
-        self._size = status.st_size
-        self._rotate_at = self._max_bytes
+    def _drop(self, reason: str) -> None:
+        self._size -= len(self._payloads.pop())
+        self._lose(1, reason)
 
-    def _close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def _lose(self, count: int, reason: str) -> None:
+        self.dropped += count
+        if not self._lost:
+            self._lost_since = self._monotonic()
+        self._lost += count
+        self._lost_because = reason
 
-    def _rotate(self) -> None:
-        """Move the files one number up; if that does not work, go on with the same file for a while."""
-        try:
-            for number in range(self._keep - 1, 0, -1):
-                if os.path.lexists(self._numbered(number)):
-                    os.replace(self._numbered(number), self._numbered(number + 1))
-            os.replace(self.path, self._numbered(1))
-        except OSError as error:
-            self._rotate_at = self._size + self._max_bytes
-            self._log.error(
-                "audit: {path} cannot be rotated: {reason}", path=self.path, reason=error.strerror or error
+    # -- committing
+
+    def _due(self) -> None:
+        self._timer = None
+        self._overdue = True
+        self._advance()
+
+    def _advance(self) -> None:
+        """Commit what waits, if the disk is free and it is time."""
+        if self._spool.state is not State.READY:
+            return
+        if self._spool.pressure is not Pressure.FULL and (
+            self._waiting or self._overdue or self._stopping is not None or self._size > self._batch
+        ):
+            self._flush()
+        if self._stopping is not None and self._spool.state is State.READY:
+            self._give_up() if self._payloads else self._finish()
+
+    def _flush(self) -> None:
+        self._overdue = False
+        self._check_clock()
+        if self._spool.state is not State.READY:
+            return
+        payloads = self._payloads
+        if self._gap_is_due():
+            seconds = (self._monotonic() - self._lost_since) / 1e9
+            payloads.append(
+                self._assemble(*pack_body(notes.gap(self._lost, 0, seconds, self._lost_because)), b"")
             )
-        else:
-            self._open()
+            self._lost = 0
+        if not payloads:
+            return
+        if self._size > self._largest:
+            for index, payload in enumerate(payloads):
+                if len(payload) > self._largest:
+                    payloads[index] = self._reduce(payload)
+        waiting = self._waiting
+        self._payloads = []
+        self._waiting = []
+        self._size = 0
+        taken, commands = self._spool.add(payloads, self._wall() // 1000)
+        self._count = taken
+        self._flying = [told for index, told in waiting if index < taken]
+        if taken < len(payloads):
+            self._lose(len(payloads) - taken, FULL)
+            self._log.error("{full}: {directory}", full=FULL, directory=self.directory)
+            late = [told for index, told in waiting if index >= taken]
+            self._reactor.callLater(0, self._tell, late, FULL)
+        self._perform(commands)
+        self._set_limit()
 
-    def _numbered(self, number: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.{number}")
+    def _gap_is_due(self) -> bool:
+        """Whether losses are told now: not one by one while a full spool goes on refusing."""
+        pressure = self._spool.pressure
+        refusing = pressure is Pressure.RESERVED and self._stopping is None
+        return bool(self._lost) and not refusing and pressure is not Pressure.FULL
+
+    def _reduce(self, payload: bytes) -> bytes:
+        self.reduced += 1
+        try:
+            event = unpack(payload, agent=self._agent, epoch=1, seq=1)
+        except SpoolError:
+            event = {}
+        self._log.error("audit: an event of {size} bytes was reduced", size=len(payload))
+        return self._assemble(*_small(event, len(payload)), _corr(event.get("corr")))
+
+    def _perform(self, commands: Iterable[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Retry):
+                self._retries.append(self._reactor.callLater(command.delay, self._retry))
+                continue
+            self._busy = self._reactor.seconds() or 1e-9
+            if self._watch is None:
+                self._watch = self._reactor.callLater(PATIENCE, self._look)
+            self._disk.submit(command, self._answered)
+
+    def _retry(self) -> None:
+        self._retries = [call for call in self._retries if call.active()]
+        self._perform(self._spool.retry())
+
+    def _answered(self, answer: Answer) -> None:
+        if self._stopping is not None and self._stopping.called:
+            return
+        self._busy = 0.0
+        self._stalled = False
+        spool, now = self._spool, self._reactor.seconds()
+        before = self.problem
+        committing = spool.state is State.COMMITTING
+        told: list[Told] = []
+        match answer:
+            case Opening():
+                commands = spool.opened(answer.opened, now)
+                self._opened(answer)
+            case There():
+                commands = spool.surveyed(answer.segments, answer.spare, self._wall() // 1000, now)
+            case Done() if committing:
+                commands = spool.committed(now)
+                told, self._flying = self._flying, []
+                self.written += self._count
+                self.durable += len(told)
+                self._count = 0
+            case Done():
+                commands = spool.prepared()
+            case Trouble() if spool.state is State.PREPARING:
+                self._log.warn("audit: {reason}", reason=answer.reason)
+                commands = spool.unprepared(now, answer.removed)
+            case Trouble():
+                self.failed += committing
+                commands = spool.failed(answer.reason, answer.done, answer.removed)
+                self._failed(answer, before)
+        self._perform(commands)
+        self.problem = spool.problem
+        if self._stopping is not None and spool.problem:
+            self._give_up()
+            return
+        if before and not spool.problem:
+            self._log.info("audit: {directory} is written again", directory=self.directory)
+        self._set_limit()
+        for removed in spool.removed:
+            self.rotated += 1
+            self._note(notes.of_removed(removed))
+        spool.removed.clear()
+        if told:
+            self._tell(told, "")
+        self._overdue = self._overdue or self._gap_is_due()
+        self._advance()
+
+    def _opened(self, opening: Opening) -> None:
+        for finding in opening.findings:
+            self.repaired += finding.kind != "unclosed"
+            self._log.warn("audit: {name}: {detail}", name=finding.name, detail=finding.detail)
+            self._note(notes.of_finding(finding))
+        last = micros_of(opening.last) if opening.last else 0
+        if last // 1000 > self._millisecond:
+            # Ids only rise, whatever became of the clock.
+            self._millisecond = last // 1000
+            self._high = self._millisecond << 16 | 0x7FFF
+            self._low = 1 << 63 | self._bits(61)
+        behind = last / 1e6 - self._wall() / 1e9
+        if behind > CLOCK_STEP:
+            self._note(
+                notes.note("audit_clock", f"the clock is {behind:.0f} s before the last event", ok=False)
+            )
+
+    def _failed(self, trouble: Trouble, before: str) -> None:
+        problem = self._spool.problem
+        if trouble.poisoned:
+            self._log.error(
+                "audit: {reason}; it is not written again, another segment is", reason=trouble.reason
+            )
+            self._note(notes.note("audit_failed", trouble.reason, target=trouble.poisoned, ok=False))
+        elif problem and problem != before:
+            self._log.error("audit: {reason}", reason=problem)
+        if problem:
+            self._refuse_all(problem)
+
+    def _refuse_all(self, reason: str) -> None:
+        told = self._flying + [each for _, each in self._waiting]
+        self._flying = []
+        self._waiting = []
+        self._tell(told, reason)
+
+    def _tell(self, waiting: list[Told], reason: str) -> None:
+        for told in waiting:
+            try:
+                told(reason)
+            except Exception:  # noqa: BLE001  the others still have to be told
+                self._log.failure("audit: telling of a commit failed")
+
+    def _note(self, event: Event) -> None:
+        if self._stopping is None:
+            self.append(*pack_body(event), reserved=True)
+
+    def _refusal(self) -> str:
+        """Why nothing can be made durable at present, "" if it can."""
+        if self._stopping is not None:
+            return _STOPPED
+        if self._spool.pressure is Pressure.FULL:
+            return FULL
+        return _STALLED if self._stalled else self.problem
+
+    def _set_limit(self) -> None:
+        """From how many bytes on an event is looked at; -1 for every one."""
+        if self._stopping is not None or self.problem or self._spool.pressure is not Pressure.NONE:
+            self._limit = -1
+        elif self._spool.state is State.READY:
+            self._limit = self._batch
+        else:
+            self._limit = MAX_WAITING_BYTES
+
+    def _check_clock(self) -> None:
+        offset = self._wall() - self._monotonic()
+        step = (offset - self._offset) / 1e9
+        self._offset = offset
+        if abs(step) > CLOCK_STEP:
+            self._log.warn("audit: the clock was set by {step} s", step=round(step))
+            self._note(notes.note("audit_clock", f"the clock was set by {step:+.0f} s", ok=False))
+
+    # -- waits that end
+
+    def _look(self) -> None:
+        """Tell those who wait if the disk has had a command for too long."""
+        self._watch = None
+        if not self._busy:
+            return
+        left = self._busy + PATIENCE - self._reactor.seconds()
+        if left > 0:
+            self._watch = self._reactor.callLater(left, self._look)
+            return
+        if not self._stalled:
+            self._stalled = True
+            self._log.error("{stalled}: {directory}", stalled=_STALLED, directory=self.directory)
+        self.problem = _STALLED
+        self._set_limit()
+        self._refuse_all(_STALLED)
+        self._watch = self._reactor.callLater(PATIENCE, self._look)
+
+    def _give_up(self) -> None:
+        lost = len(self._payloads) + self._count
+        self._log.error(
+            "audit: {lost} events are lost, {directory}: {problem}",
+            lost=lost,
+            directory=self.directory,
+            problem=self._refusal() if self.problem else _STALLED,
+        )
+        self.dropped += lost
+        self._payloads.clear()
+        self._finish()
+
+    def _finish(self) -> None:
+        for call in (self._timer, self._watch, *self._retries):
+            if call is not None and call.active():
+                call.cancel()
+        self._timer = self._watch = None
+        self._retries = []
+        self._refuse_all(_STOPPED)
+        self._disk.stop()
+        if self._stopping is not None and not self._stopping.called:
+            self._stopping.callback(None)
+
+    # -- for people
+
+    def status(self) -> dict[str, object]:
+        """What an operator wants to know: of ``defenderctl local status``."""
+        spool = self._spool
+        return {
+            "directory": str(self.directory),
+            "epoch": f"{spool.epoch:016x}" if spool.epoch else "",
+            "segments": len(spool.segments),
+            "bytes": spool.size,
+            "first_seq": spool.first_seq,
+            "last_seq": max(0, spool.next_seq - 1),
+            "durable_seq": spool.durable_seq,
+            "waiting": len(self._payloads) + self._count,
+            "written": self.written,
+            "durable": self.durable,
+            "failed": self.failed,
+            "dropped": self.dropped,
+            "reduced": self.reduced,
+            "repaired": self.repaired,
+            "rotated": self.rotated,
+            "problem": self._refusal() or self.problem,
+        }
+
+
+def _small(event: Mapping[str, object], size: int) -> tuple[int, bytes]:
+    try:
+        return pack_body(notes.reduced(event, size))
+    except (SpoolError, ValueError):
+        return pack_body(notes.reduced({}, size))
+
+
+def _corr(value: object) -> bytes:
+    """16 bytes from what an event has as its `corr`; empty if it stands alone."""
+    if isinstance(value, str) and value:
+        try:
+            return uuid.UUID(value).bytes
+        except ValueError:
+            return b""
+    return value if isinstance(value, bytes) and len(value) == 16 else b""
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
