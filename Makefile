@@ -1,6 +1,8 @@
 # make up    a defender in front of this host's Docker Engine, ready to use
 # make down  stop what make up started
 # make test  everything: linters, and all tests on a real Engine (root; installs what it needs on Debian, Ubuntu)
+# make bench    the defender beside other proxies; BENCH="--quick" and so on, see docs/explanation/performance.md
+# make profile  flame graphs of the defender under load; PROFILE="--native DIRECTORY" and so on
 #
 # Variables of make up: FLEET_STATE ENGINE DEFENDER_PORT LISTEN POLICY DEFENDER_NAME MODE; see README.md.
 
@@ -13,7 +15,7 @@ PYTEST ?= tests
 UNSET = env -u FLEET_STATE -u DOCKER_HOST -u DOCKER_TLS_VERIFY -u DOCKER_CERT_PATH -u DOCKER_CONFIG \
 	-u DOCKER_CONTEXT -u DOCKER_API_VERSION -u DOCKER_BUILDKIT PATH="$$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
-.PHONY: up down test lint bench docs python
+.PHONY: up down test lint bench profile docs python
 .NOTPARALLEL:
 
 up: python
@@ -41,6 +43,10 @@ linted:
 bench: python
 	@$(PYTHON) -m deploy.prepare --extra test --extra bench bench
 	@$(UNSET) .venv/bin/python -m tests.bench.run $(BENCH)
+
+profile: python
+	@$(PYTHON) -m deploy.prepare --extra test --extra bench profile
+	@$(UNSET) .venv/bin/python -m tests.bench.profiling $(PROFILE)
 
 docs: python
 	@test -f docs/generate.py || { echo "make docs: docs/generate.py is not there yet" >&2; exit 1; }

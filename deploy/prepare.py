@@ -14,14 +14,29 @@ from deploy.choices import SetupError
 from deploy.engine import NEEDED, EngineError, ensure_cgroups
 from deploy.virtualenv import Virtualenv
 
-BENCH_PROGRAMS = {
+PROFILE_PROGRAMS = {
     "/usr/include/openssl/ssl.h": "libssl-dev",
     "/usr/include/stdio.h": "libc6-dev",
     "gcc": "gcc",
+    "taskset": "util-linux",
+}
+"""Programs and headers of the load client and the free Engine, and the Debian package of each."""
+
+BENCH_PROGRAMS = {
+    **PROFILE_PROGRAMS,
     "haproxy": "haproxy",
     "openssl": "openssl",
+    "strace": "strace",
 }
-"""Programs and headers that the bench needs, and the Debian package of each."""
+"""What the bench needs, and the Debian package of each."""
+
+ENGINE_PROGRAMS = {
+    **NEEDED,
+    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
+}
+"""What the bench needs beside it for a real Engine, which only root can start."""
 
 TEST_PROGRAMS = {
     **NEEDED,
@@ -38,9 +53,12 @@ TEST_PROGRAMS = {
 
 
 def prepare(extras: list[str], purpose: str) -> None:
-    """Install what `purpose`, lint, bench or test, needs; raise SetupError for what cannot be had."""
+    """Install what `purpose`, a target of the Makefile, needs; raise SetupError for what cannot be had."""
     if purpose == "bench":
-        packages.require(BENCH_PROGRAMS, "make bench")
+        engine = ENGINE_PROGRAMS if os.geteuid() == 0 else {}
+        packages.require({**BENCH_PROGRAMS, **engine}, "make bench")
+    elif purpose == "profile":
+        packages.require(PROFILE_PROGRAMS, "make profile")
     elif purpose == "test":
         if os.geteuid() != 0:
             raise SetupError(
@@ -58,7 +76,7 @@ def main() -> int:
     """Run it; return the exit code."""
     parser = argparse.ArgumentParser(prog="python3 -m deploy.prepare", description=__doc__)
     parser.add_argument("--extra", action="append", default=[], help="extra requirements of setup.cfg")
-    parser.add_argument("purpose", choices=("lint", "bench", "test", "docs"))
+    parser.add_argument("purpose", choices=("lint", "bench", "profile", "test", "docs"))
     arguments = parser.parse_args()
     try:
         prepare(arguments.extra, arguments.purpose)

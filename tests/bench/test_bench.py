@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -12,10 +13,11 @@ from defender.contract.facts import Subject
 from defender.contract.policy import PolicyTable
 from defender.contract.policy_schema import load_policy
 from defender.settings import read_settings
-from tests.bench.cases import ATTACH, DISTINCT_TARGETS, GROUPS, TARGET_PATH
+from tests.bench.cases import ATTACH, DISTINCT_TARGETS, FULL, GROUPS, TARGET_PATH, cases
 from tests.bench.decisions import RULES, USERS, policy_cost, policy_text, subjects
 from tests.bench.durable import OTHER, RECORD_FIRST
 from tests.bench.goals import Goal, goals
+from tests.bench.profiling import PROFILED, shares
 from tests.bench.report import KINDS, comparison
 from tests.bench.run import chosen, options_parser
 from tests.bench.stage import scene_of
@@ -167,3 +169,19 @@ class Decisions(SynchronousTestCase):
         figures = policy_cost(100)
         self.assertGreater(figures["us_10"], 0)
         self.assertGreater(figures["us_1000"], 0)
+
+
+class Profile(SynchronousTestCase):
+    def test_shares_count_a_function_once_in_each_stack(self) -> None:
+        stacks = ["main;loop;send 3", "main;loop;loop;parse 1", "py-spy> Sampling", ""]
+        self.assertEqual(
+            shares(stacks),
+            [("send", 75.0, 75.0), ("parse", 25.0, 25.0), ("loop", 0.0, 100.0), ("main", 0.0, 100.0)],
+        )
+
+    def test_every_profiled_case_is_one_of_the_bench(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as name:
+            known = {
+                case.name for case in cases(FULL, scene_of(Path(name), Path(name) / "engine.sock", None))
+            }
+        self.assertLessEqual(set(PROFILED.values()), known)
