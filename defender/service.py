@@ -137,7 +137,6 @@ class Defender(MultiService):
             engine=settings.engine,
             limits=settings.limits,
             prefix=settings.policy.prefix,
-            new_id=self.journal.new_id,
         )
         self._policy_watch = FileWatch(
             reactor, str(settings.policy.file), self._policy_changed, self._policy_unreadable

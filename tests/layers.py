@@ -3,7 +3,8 @@
 The layers, lowest first:
 
 * ``defender.contract``: what both programs must agree on. Standard library, cryptography, automat; msgpack in
-  ``codec`` and ``packing``, yaml in ``document`` only. No Twisted, no file, clock or random source.
+  ``codec``, ``fragments`` and ``packing``, yaml in ``document`` only. No Twisted, no file, clock or random
+  source.
 * pure modules: everything that is not a shell. The contract and each other; what they need to know of the
   world arrives as arguments. ``settings`` is the one that may also read its file.
 * streams: ``defender.streams`` is the transport below every feature; any shell may use it.
@@ -69,7 +70,7 @@ GLOBAL_REACTOR = frozenset(
 
 PURE_LIBRARIES = frozenset({"automat", "cryptography"})
 CONTRACT_ONLY_IN = {
-    "msgpack": words("defender.contract.codec defender.contract.packing"),
+    "msgpack": words("defender.contract.codec defender.contract.fragments defender.contract.packing"),
     "yaml": words("defender.contract.document"),
 }
 

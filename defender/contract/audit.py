@@ -13,7 +13,7 @@ are milliseconds, `ts_wall` comes from unix seconds.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -44,17 +44,30 @@ KINDS: Final[Mapping[str, str]] = {
     "gap": "Events that could not be written, with their number.",
 }
 PHASES: Final[Mapping[str, str]] = {
-    "attempt": "Before a call is forwarded. This version records none; readers accept it.",
+    "attempt": "A call that changes something, or opens a stream, is about to be forwarded.",
     "result": "A call has its answer, or never will.",
     "stream_end": "A stream has ended; its call has a result of its own, when the stream began.",
 }
 
 
 class Recorder(Protocol):
-    """Takes events; the one thing that a feature knows of the audit trail."""
+    """Takes events; the one thing that a feature knows of the audit trail.
+
+    No method blocks or raises. The packed ones take what `packing.pack_body` or `fragments.result_body` made:
+    the number of key-value pairs and their bytes; they return the event's id, which `corr` of the events that
+    belong to it repeats. An empty `corr` joins an event to itself.
+    """
 
     def record(self, event: Event) -> None:
-        """Take an event over; the caller does not touch it again. Never blocks and never raises."""
+        """Take an event over; the caller does not touch it again."""
+
+    def append(self, pairs: int, body: bytes, corr: bytes = b"", *, reserved: bool = False) -> bytes:
+        """Take a packed event. What is `reserved` finds room even when ordinary events have filled theirs."""
+
+    def append_durable(self, pairs: int, body: bytes, corr: bytes, told: Callable[[str], None]) -> bytes:
+        """Take a packed event whose writer waits: `told("")` in a later turn once it is on disk, or
+        `told(reason)` when it cannot be brought there.
+        """
 
 
 class Rule(Protocol):
@@ -197,7 +210,7 @@ def request_event(
     request: Description,
     decision: Mapping[str, object],
     *,
-    corr: str = "",
+    corr: str | bytes = "",
     status: int | None = None,
     sent: int = 0,
     ms: float = 0.0,
@@ -232,7 +245,7 @@ def stream_end_event(
     request: Description,
     decision: Mapping[str, object],
     *,
-    corr: str,
+    corr: str | bytes,
     received: int,
     sent: int,
     ms: float,

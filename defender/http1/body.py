@@ -12,6 +12,7 @@ sender's chunk boundaries end here.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from defender.http1.errors import HTTPError, excerpt
 from defender.http1.head import MAX_LENGTH, Headers, parse_fields
@@ -216,7 +217,7 @@ def encode_chunk(payload: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(payload), payload) if payload else b""
 
 
-def last_chunk(trailers: Headers) -> bytes:
+def last_chunk(trailers: Sequence[tuple[bytes, bytes]]) -> bytes:
     """The end of a chunked body with its trailers. Raises ValueError when one would break out of its line."""
     if not trailers:
         return b"0\r\n\r\n"

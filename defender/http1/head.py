@@ -6,7 +6,8 @@ the defender could read differently is refused, not repaired: bare LF, folded li
 second Content-Length, Transfer-Encoding beside Content-Length or on HTTP/1.0. Heads that are written here
 are written from values that were read here, so neither side ever sees the other's raw bytes.
 
-The functions are pure and hold no state; the caller owns the buffer and bounds it (:data:`MAX_HEAD`).
+The functions are pure; what they remember of earlier lines changes only their speed. The caller owns the
+buffer and bounds it (:data:`MAX_HEAD`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
+from defender.contract.memo import Memo
 from defender.http1.errors import HTTPError, excerpt
 
 MAX_HEAD = 65536
@@ -30,14 +32,9 @@ Headers = list[tuple[bytes, bytes]]
 """Header fields in the order received: (lower-case name, value without surrounding blanks)."""
 
 _TOKEN = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
-_FIELD_LINES = rb"(?:[" + _TOKEN + rb"]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+"
-_REQUEST = re.compile(
-    rb"([" + _TOKEN + rb"]{1,16}+) ([\x21-\x7e]++) HTTP/1\.([01])\r\n(" + _FIELD_LINES + rb")\r\n"
-)
-_RESPONSE = re.compile(
-    rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?+\r\n(" + _FIELD_LINES + rb")\r\n"
-)
-_FIELDS = re.compile(_FIELD_LINES)
+_START_OF_REQUEST = re.compile(rb"([" + _TOKEN + rb"]{1,16}+) ([\x21-\x7e]++) HTTP/1\.([01])")
+_START_OF_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?+")
+_FIELD = re.compile(rb"([" + _TOKEN + rb"]++):([\t\x20-\x7e\x80-\xff]*+)")
 _REQUEST_LINE = re.compile(rb"([" + _TOKEN + rb"]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
 _NAME = re.compile(rb"[" + _TOKEN + rb"]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
@@ -79,7 +76,10 @@ class RequestHead:
     ``keep_alive``: the client wants to use the connection again. ``expect_continue``: it waits for a 100
     before it sends the body (only on 1.1 and only with a body). ``upgrade``: value of the Upgrade header,
     b"" when it is present and empty, None when absent: its mere presence makes the Engine answer exec and
-    attach with 101. ``content_type``: as received.
+    attach with 101. ``content_type``: as received. ``block``: the header lines as received, with the empty
+    line.
+
+    Heads with the same block share one list of headers: nobody changes it.
     """
 
     method: str
@@ -92,6 +92,7 @@ class RequestHead:
     expect_continue: bool
     upgrade: bytes | None
     content_type: bytes | None
+    block: bytes = b""
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of the header ``name`` (lower case), None when absent."""
@@ -146,17 +147,54 @@ def parse_request_head(
     Raises HTTPError 400 (malformed), 417 (an Expect other than 100-continue), 431 (too large, too many
     headers), 501 (a transfer coding other than chunked), 505 (a version other than HTTP/1.0 and 1.1).
     """
-    match = _REQUEST.fullmatch(data)
-    if match is None or len(data) > max_head:
+    line, crlf, block = data.partition(b"\r\n")
+    match = _START_OF_REQUEST.fullmatch(line)
+    if match is None or not crlf or len(data) > max_head:
         raise _request_fault(data, max_head)
-    method, target, minor, block = match.groups()
-    headers = _split_fields(block)
+    method, target, minor = match.groups()
+    new = minor == b"1"
+    said = _BLOCKS.get((block, new))
+    if said is None:
+        said = _read_block(data, block, new, max_headers, max_head)
+        if len(block) < _LONG_BLOCK and not any(mark in block.lower() for mark in CREDENTIALS):
+            if len(_BLOCKS) >= _KEPT_BLOCKS:
+                _BLOCKS.clear()
+            _BLOCKS[block, new] = said
+    elif len(said[0]) > max_headers:
+        raise _too_many(said[0], max_headers)
+    return RequestHead(
+        method.decode("ascii"), target.decode("ascii"), (1, 1) if new else (1, 0), *said, block
+    )
+
+
+_Said = tuple[Headers, Framing, int, bool, bool, "bytes | None", "bytes | None"]
+"""The fields of a RequestHead from `headers` to `content_type`."""
+
+_BLOCKS: dict[tuple[bytes, bool], _Said] = {}
+"""What whole header blocks say, on HTTP/1.1 or not: a client's differ little from one request to the next."""
+
+_LONG_BLOCK = 1024
+_KEPT_BLOCKS = 256
+"""Bytes from which on a block is not kept; how many are."""
+
+CREDENTIALS = (b"x-registry-", b"authorization:")
+"""A header block with one of these, in lower case, is not kept in memory for longer than its request."""
+
+
+def _too_many(headers: Headers, most: int) -> HTTPError:
+    return HTTPError(431, f"the request has {len(headers)} headers; at most {most} are accepted")
+
+
+def _read_block(data: bytes, block: bytes, new: bool, max_headers: int, max_head: int) -> _Said:
+    """Read the header lines of the head `data`, with the empty line at their end."""
+    headers = _read_fields(block[:-4].split(b"\r\n"), 0) if block != b"\r\n" else []
+    if headers is None or data[-4:] != b"\r\n\r\n":
+        raise _request_fault(data, max_head)
     if len(headers) > max_headers:
-        raise HTTPError(431, f"the request has {len(headers)} headers; at most {max_headers} are accepted")
+        raise _too_many(headers, max_headers)
     fields = dict(headers)
     if len(fields) != len(headers):
         _refuse_duplicates(headers, 400)
-    new = minor == b"1"
     host = fields.get(b"host")
     if host is None:
         if new:
@@ -181,10 +219,7 @@ def parse_request_head(
     expect = fields.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise HTTPError(417, f"the expectation {excerpt(expect)} is not supported; only 100-continue is")
-    return RequestHead(
-        method.decode("ascii"),
-        target.decode("ascii"),
-        (1, 1) if new else (1, 0),
+    return (
         headers,
         framing,
         length,
@@ -202,11 +237,12 @@ def parse_response_head(data: bytes, *, request_method: str) -> ResponseHead:
     ``request_method`` decides with the status whether a body follows: none after HEAD, 1xx, 204 and 304.
     Raises HTTPError 502 for anything malformed or ambiguous; a response is never repaired.
     """
-    match = _RESPONSE.fullmatch(data)
-    if match is None or len(data) > MAX_HEAD:
+    lines = data[:-4].split(b"\r\n")
+    match = _START_OF_RESPONSE.fullmatch(lines[0])
+    headers = _read_fields(lines, 1)
+    if match is None or headers is None or len(data) > MAX_HEAD or data[-4:] != b"\r\n\r\n":
         raise _response_fault(data)
-    minor, digits, reason, block = match.groups()
-    headers = _split_fields(block)
+    minor, digits, reason = match.groups()
     if len(headers) > MAX_HEADERS:
         raise HTTPError(
             502, f"the Engine's response has {len(headers)} headers; at most {MAX_HEADERS} are accepted"
@@ -251,9 +287,11 @@ def parse_fields(block: bytes, status: int) -> Headers:
 
     Raises HTTPError with ``status`` for what is not a header line by the rules of the head.
     """
-    if _FIELDS.fullmatch(block) is None:
-        raise _field_fault(block.split(b"\r\n")[:-1] or [block], status)
-    return _split_fields(block)
+    lines = block.split(b"\r\n")
+    fields = _read_fields(lines[:-1], 0)
+    if fields is None or lines[-1]:
+        raise _field_fault(lines[:-1] or [block], status)
+    return fields
 
 
 def write_request_head(method: str, target: str, headers: Headers) -> bytes:
@@ -279,15 +317,31 @@ def _join_head(start: bytes, headers: Headers) -> bytes:
     return head
 
 
-def _split_fields(block: bytes) -> Headers:
-    """Split a block that :data:`_FIELDS` accepts."""
+def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
+    match = _FIELD.fullmatch(line)
+    if match is None:
+        return None
+    name, value = match.groups()
+    return name.lower(), value.strip(b" \t")
+
+
+_FIELDS: Memo[bytes, tuple[bytes, bytes] | None] = Memo(_read_field, 1024)
+"""Header lines and what they say. A client's lines hardly change from one request to the next, and the
+Engine's change with the second; so most are read once."""
+
+_LONG_LINE = 128
+"""Bytes of a header line from which on it is not kept: credentials are long, and memory is bounded."""
+
+
+def _read_fields(lines: list[bytes], start: int) -> Headers | None:
+    """The header fields of `lines` from index `start` on; None if one is malformed."""
     headers: Headers = []
-    if not block:
-        return headers
     append = headers.append
-    for line in block[:-2].split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        append((name.lower(), value.strip(b" \t")))
+    for line in lines[start:] if start else lines:
+        field = _FIELDS[line] if len(line) < _LONG_LINE else _read_field(line)
+        if field is None:
+            return None
+        append(field)
     return headers
 
 
@@ -349,7 +403,7 @@ def _response_fault(data: bytes) -> HTTPError:
     if not data.endswith(b"\r\n\r\n"):
         return HTTPError(502, "the Engine's response head is not made of lines ended by CRLF")
     line, *rest = data.split(b"\r\n")
-    if _RESPONSE.fullmatch(line + b"\r\n\r\n") is None:
+    if _START_OF_RESPONSE.fullmatch(line) is None:
         return HTTPError(502, f"the Engine's status line {excerpt(line)} is malformed")
     return _field_fault(rest[:-2], 502)
 

@@ -9,7 +9,7 @@ and 9.6).
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -18,16 +18,9 @@ from twisted.python.failure import Failure
 
 from defender.http1.body import ChunkedDecoder, LengthDecoder, UntilCloseDecoder
 from defender.http1.errors import HTTPError
-from defender.http1.head import (
-    MAX_HEAD,
-    Framing,
-    ResponseHead,
-    find_head_end,
-    parse_request_head,
-    parse_response_head,
-)
-from defender.proxy.exchange import EngineFacts, Passage, classify, facts_of
-from defender.proxy.inspection import Inquiry, forwarded_head, inspect
+from defender.http1.head import MAX_HEAD, Framing, ResponseHead, find_head_end, parse_request_head
+from defender.proxy.exchange import Answer, EngineFacts, Passage, facts_of, read_answer
+from defender.proxy.inspection import Inquiry, inspect
 from defender.streams.interface import Lost, Stream
 
 
@@ -48,22 +41,19 @@ class AnswerReceiver(Protocol):
     """
 
     def answer_started(
-        self,
-        head: ResponseHead,
-        passage: Passage,
-        payload: bytes,
-        finished: bool,
-        trailers: list[tuple[bytes, bytes]],
+        self, answer: Answer, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
     ) -> None: ...
 
-    def answer_data(self, payload: bytes, finished: bool, trailers: list[tuple[bytes, bytes]]) -> None: ...
+    def answer_data(
+        self, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
+    ) -> None: ...
 
     def answer_failed(self, error: EngineError, *, repeatable: bool) -> None:
         """`repeatable`: not one byte of an answer came on a connection that had been used before (it was
         stale).
         """
 
-    def tunnel_opened(self, head: ResponseHead, stream: Stream, early: bytes) -> None:
+    def tunnel_opened(self, answer: Answer, stream: Stream, early: bytes) -> None:
         """The Engine's connection is the caller's now; `early` came behind the head."""
 
     def backend_full(self) -> None: ...
@@ -76,6 +66,10 @@ class _State(enum.Enum):
     HEAD = 2
     BODY = 3
     GONE = 4
+
+
+# An enum's member is found by two look-ups; these are asked for with every answer.
+_IDLE, _HEAD, _BODY, _GONE = _State
 
 
 class Backend:
@@ -97,12 +91,12 @@ class Backend:
     def __init__(self, pool: BackendPool, stream: Stream) -> None:
         self._pool = pool
         self.stream = stream
-        self._state = _State.IDLE
+        self._state = _IDLE
         self._receiver: AnswerReceiver | None = None
         self._inquiry: Inquiry | None = None
         self._head: ResponseHead | None = None
         self._decoder: LengthDecoder | ChunkedDecoder | UntilCloseDecoder | None = None
-        self._buffer = bytearray()
+        self._buffer = b""  # of an answer's head
         self._request_sent = False
         self._used = False
 
@@ -110,9 +104,9 @@ class Backend:
 
     def begin(self, receiver: AnswerReceiver, inquiry: Inquiry, head: bytes, *, whole: bool) -> None:
         """Send `head`; `whole` says that no body follows. One exchange at a time."""
-        if self._state is not _State.IDLE:
+        if self._state is not _IDLE:
             raise RuntimeError("an exchange is already under way on this Engine connection")
-        self._state = _State.HEAD
+        self._state = _HEAD
         self._receiver = receiver
         self._inquiry = inquiry
         self._request_sent = whole
@@ -136,17 +130,20 @@ class Backend:
     # -- Receiver
 
     def data_received(self, data: bytes) -> None:
-        if self._state is _State.BODY:
-            self._body_received(data)
-        elif self._state is _State.HEAD:
-            self._buffer += data
-            self._read_head()
-        elif self._state is _State.IDLE:
+        state = self._state
+        if state is _HEAD:
+            if self._buffer:
+                data = self._buffer + data
+                self._buffer = b""
+            self._read_head(data)
+        elif state is _BODY:
+            self._deliver(data, None)
+        elif state is _IDLE:
             # Bytes nobody asked for would be taken for the next answer.
             self._discard()
 
     def end_received(self) -> None:
-        if self._state is _State.BODY and isinstance(self._decoder, UntilCloseDecoder):
+        if self._state is _BODY and isinstance(self._decoder, UntilCloseDecoder):
             receiver, self._receiver = self._receiver, None
             self._discard()
             if receiver is not None:
@@ -169,46 +166,50 @@ class Backend:
 
     # -- reading the answer
 
-    def _read_head(self) -> None:
+    def _read_head(self, data: bytes) -> None:
+        inquiry = self._inquiry
+        if inquiry is None:  # pragma: no cover - begin() sets it
+            return
         while True:
-            end = find_head_end(self._buffer, 0)
+            end = find_head_end(data, 0)
             if end < 0:
-                if len(self._buffer) > MAX_HEAD:
+                self._buffer = data
+                if len(data) > MAX_HEAD:
                     self._fail(EngineError(502, "The Engine's answer has a head that does not end"))
                 return
-            inquiry = self._inquiry
-            if inquiry is None:  # pragma: no cover - begin() sets it
-                return
             try:
-                head = parse_response_head(bytes(self._buffer[:end]), request_method=inquiry.head.method)
-                passage = classify(inquiry, head)
+                answer = read_answer(inquiry, data[:end])
             except HTTPError as error:
                 self._fail(EngineError(502, f"The Engine's answer cannot be read: {error.message}"))
                 return
-            rest = bytes(self._buffer[end:])
-            self._buffer.clear()
-            if passage is not Passage.INTERIM:
+            data = data[end:]
+            if answer.passage is not Passage.INTERIM:
                 break
-            self._buffer += rest
             self._used = False  # the Engine has this request: what comes now is no sign of a stale connection
+        head = self._head = answer.head
         self._pool.heard(head)
-        if passage is Passage.TUNNEL:
-            self._open_tunnel(head, rest)
+        if head.framing is Framing.LENGTH:
+            if len(data) == head.length:
+                # All of it came at once, as small answers do.
+                receiver, self._receiver = self._receiver, None
+                self._finish(b"")
+                if receiver is not None:
+                    receiver.answer_started(answer, data, True, ())
+                return
+            self._decoder = LengthDecoder(head.length)
+        elif answer.passage is Passage.TUNNEL:
+            self._open_tunnel(answer, data)
             return
-        self._head = head
-        if head.framing is Framing.CHUNKED:
+        elif head.framing is Framing.CHUNKED:
             self._decoder = ChunkedDecoder(status=502)
         elif head.framing is Framing.UNTIL_CLOSE:
             self._decoder = UntilCloseDecoder()
         else:
-            self._decoder = LengthDecoder(head.length if head.framing is Framing.LENGTH else 0)
-        self._state = _State.BODY
-        self._deliver(rest, head, passage)
+            self._decoder = LengthDecoder(0)
+        self._state = _BODY
+        self._deliver(data, answer)
 
-    def _body_received(self, data: bytes) -> None:
-        self._deliver(data, None, None)
-
-    def _deliver(self, data: bytes, head: ResponseHead | None, passage: Passage | None) -> None:
+    def _deliver(self, data: bytes, answer: Answer | None) -> None:
         """Decode `data` and hand it on; at the end the connection is given back before the receiver hears of
         it.
         """
@@ -222,7 +223,7 @@ class Backend:
             return
         receiver = self._receiver
         finished = decoder.finished
-        trailers: list[tuple[bytes, bytes]] = []
+        trailers: Sequence[tuple[bytes, bytes]] = ()
         if finished:
             if isinstance(decoder, ChunkedDecoder):
                 trailers = decoder.trailers
@@ -230,8 +231,8 @@ class Backend:
             self._finish(surplus)
         if receiver is None:
             return
-        if head is not None and passage is not None:
-            receiver.answer_started(head, passage, payload, finished, trailers)
+        if answer is not None:
+            receiver.answer_started(answer, payload, finished, trailers)
         elif payload or finished:
             receiver.answer_data(payload, finished, trailers)
 
@@ -242,32 +243,32 @@ class Backend:
         if left or not self._request_sent or head is None or not head.keep_alive:
             self._discard()
             return
-        self._state = _State.IDLE
+        self._state = _IDLE
         self._used = True
         self.stream.resume_reading()
         self._pool.release(self)
 
-    def _open_tunnel(self, head: ResponseHead, early: bytes) -> None:
+    def _open_tunnel(self, answer: Answer, early: bytes) -> None:
         receiver, self._receiver = self._receiver, None
         if receiver is None:  # pragma: no cover - cancel() discards the connection
             self._discard()
             return
-        self._state = _State.GONE
+        self._state = _GONE
         self._pool.handed_over(self)
-        receiver.tunnel_opened(head, self.stream, early)
+        receiver.tunnel_opened(answer, self.stream, early)
 
     def _ended(self, what: str) -> None:
         state, receiver = self._state, self._receiver
-        untouched = state is _State.HEAD and not self._buffer and self._used
+        untouched = state is _HEAD and not self._buffer and self._used
         self._receiver = None
         self._discard()
         if receiver is None:
             return
-        if state is _State.HEAD:
+        if state is _HEAD:
             receiver.answer_failed(
                 EngineError(502, f"The Engine gave no answer: {what}"), repeatable=untouched
             )
-        elif state is _State.BODY:
+        elif state is _BODY:
             receiver.answer_failed(
                 EngineError(502, f"The Engine's answer ended early: {what}"), repeatable=False
             )
@@ -279,8 +280,8 @@ class Backend:
             receiver.answer_failed(error, repeatable=False)
 
     def _discard(self) -> None:
-        if self._state is not _State.GONE:
-            self._state = _State.GONE
+        if self._state is not _GONE:
+            self._state = _GONE
             self._pool.forget(self)
             self.stream.abort()
 
@@ -292,24 +293,19 @@ class _Ping:
         self._done = done
 
     def answer_started(
-        self,
-        head: ResponseHead,
-        passage: Passage,
-        payload: bytes,
-        finished: bool,
-        trailers: list[tuple[bytes, bytes]],
+        self, answer: Answer, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
     ) -> None:
         if finished:
             self._done(None)
 
-    def answer_data(self, payload: bytes, finished: bool, trailers: list[tuple[bytes, bytes]]) -> None:
+    def answer_data(self, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]) -> None:
         if finished:
             self._done(None)
 
     def answer_failed(self, error: EngineError, *, repeatable: bool) -> None:
         self._done(error)
 
-    def tunnel_opened(self, head: ResponseHead, stream: Stream, early: bytes) -> None:
+    def tunnel_opened(self, answer: Answer, stream: Stream, early: bytes) -> None:
         stream.abort()
         self._done(EngineError(502, "The Engine answered a ping with a stream"))
 
@@ -354,11 +350,15 @@ class BackendPool:
         """Connections kept for reuse."""
         return len(self._idle)
 
-    def take(self) -> Backend | None:
-        """An idle connection that is still alive, the most recently used first; None when there is none."""
+    def take(self, *, repeatable: bool) -> Backend | None:
+        """An idle connection, the most recently used first; None when there is none.
+
+        An Engine that has gone is noticed with the next turn of the reactor. Only for a request that may not
+        be sent twice is the connection looked at now.
+        """
         while self._idle:
             backend = self._idle.pop()
-            if not backend.stream.is_gone():
+            if repeatable or not backend.stream.is_gone():
                 return backend
             backend.cancel()
         return None
@@ -436,7 +436,7 @@ class BackendPool:
     def _ping(self, backend: Backend) -> None:
         inquiry = inspect(parse_request_head(b"GET /_ping HTTP/1.1\r\nHost: docker\r\n\r\n"), discard_limit=0)
         self._question = backend
-        backend.begin(_Ping(self._learned), inquiry, forwarded_head(inquiry, None), whole=True)
+        backend.begin(_Ping(self._learned), inquiry, inquiry.forwarded(None), whole=True)
 
     def sweep(self, now: float, patience: float) -> None:
         """Give the question up that the Engine leaves unanswered for `patience` seconds (0: never)."""

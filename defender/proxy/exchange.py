@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from defender.contract.actions import NEWEST_API, OLDEST_API
 from defender.http1.errors import HTTPError
-from defender.http1.head import Framing, ResponseHead, write_response_head
+from defender.http1.head import Framing, ResponseHead, parse_response_head, write_response_head
 from defender.proxy.inspection import Inquiry
 
 _API_VERSION = re.compile(rb"1\.(0|[1-9][0-9]{0,5})")
@@ -139,11 +139,52 @@ def classify(inquiry: Inquiry, head: ResponseHead) -> Passage:
     return Passage.UNTIL_CLOSE
 
 
-def answer_head(inquiry: Inquiry, head: ResponseHead, passage: Passage, *, close: bool) -> bytes:
-    """The head the client gets for the Engine's `head`: same status and headers, our framing.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The head of an answer, read: how it is passed on, and the head the client gets for it."""
 
-    `close` says that the client's connection ends with this answer (RFC 9112 section 9.6).
+    head: ResponseHead
+    passage: Passage
+    written: bytes
+
+    def ended(self) -> bytes:
+        """`written` for a connection that closes after this answer (RFC 9112 section 9.6)."""
+        if self.passage is Passage.UNTIL_CLOSE:
+            return self.written
+        return self.written[:-2] + b"Connection: close\r\n\r\n"
+
+
+def read_answer(inquiry: Inquiry, raw: bytes) -> Answer:
+    """Read the Engine's answer to `inquiry`; raises HTTPError(502) for one that cannot be read or may not be.
+
+    Engines answer the same call with the same head for as long as its Date does not change, so answers to
+    ordinary requests are kept for the next time.
     """
+    if inquiry.ordinary and len(raw) < _KEPT_HEAD:
+        answer = _ANSWERS.get(raw)
+        if answer is None:
+            answer = _read_answer(inquiry, raw)
+            if answer.passage in (Passage.LENGTH, Passage.CHUNKED):
+                if len(_ANSWERS) >= _KEPT_HEADS:
+                    _ANSWERS.clear()
+                _ANSWERS[raw] = answer
+        return answer
+    return _read_answer(inquiry, raw)
+
+
+_KEPT_HEAD = 1024
+_KEPT_HEADS = 256
+_ANSWERS: dict[bytes, Answer] = {}
+
+
+def _read_answer(inquiry: Inquiry, raw: bytes) -> Answer:
+    head = parse_response_head(raw, request_method=inquiry.head.method)
+    passage = classify(inquiry, head)
+    return Answer(head, passage, b"" if passage is Passage.INTERIM else answer_head(inquiry, head, passage))
+
+
+def answer_head(inquiry: Inquiry, head: ResponseHead, passage: Passage) -> bytes:
+    """The head the client gets for the Engine's `head`: same status and headers, our framing."""
     headers = [(_spelled(name), value) for name, value in head.headers if name not in _NOT_PASSED]
     for index, (name, value) in enumerate(headers):
         if name == b"Api-Version":
@@ -165,6 +206,6 @@ def answer_head(inquiry: Inquiry, head: ResponseHead, passage: Passage, *, close
             headers.append((b"Content-Length", b"%d" % head.length))
         elif stated is not None and stated.isdigit() and head.status != 204:
             headers.append((b"Content-Length", stated))
-    if close or passage is Passage.UNTIL_CLOSE:
+    if passage is Passage.UNTIL_CLOSE:
         headers.append((b"Connection", b"close"))
     return write_response_head(head.status, head.reason, headers)

@@ -8,16 +8,17 @@ Engine connection turns out to be stale, and becomes a tunnel when the Engine sa
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from twisted.python.failure import Failure
 
 from defender.http1.body import ChunkedDecoder, LengthDecoder, encode_chunk, last_chunk
 from defender.http1.errors import HTTPError
-from defender.http1.head import Framing, Headers, ResponseHead
+from defender.http1.head import Framing
 from defender.proxy.backend import Backend, EngineError
-from defender.proxy.exchange import Passage, answer_head
-from defender.proxy.inspection import BodyPlan, Inquiry, forwarded_head, forwarded_version
+from defender.proxy.exchange import Answer, Passage
+from defender.proxy.inspection import BodyPlan, Inquiry, forwarded_version
 from defender.proxy.refusal import body_length, error_response
 from defender.proxy.tunnel import Tunnel
 from defender.streams.interface import HIGH_WATER
@@ -30,14 +31,25 @@ if TYPE_CHECKING:
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+_RECORD_TIMEOUT = 30.0
+"""Seconds that a call waits for its record; the recorder itself gives up long before."""
+
+
 class Waiting(enum.Enum):
     """What a deadline is for."""
 
     HEAD = "the request's head"
     NEXT = "the next request"
     BODY = "the request's body"
+    RECORD = "the record of the command"
     ENGINE = "the Engine's answer"
     SIGN = "a sign of a client that has half-closed"
+
+
+# An enum's member is found by two look-ups; these are asked for with every request.
+_NO_BODY = BodyPlan.NONE
+_BY_LENGTH = Passage.LENGTH
+_FOR_ENGINE = Waiting.ENGINE
 
 
 class Forwarding:
@@ -64,15 +76,15 @@ class Forwarding:
     )
 
     def __init__(
-        self, proxy: Proxy, client: Frontend, stream: Stream, inquiry: Inquiry, noted: Noted, corr: str
+        self, proxy: Proxy, client: Frontend, stream: Stream, inquiry: Inquiry, noted: Noted, began: float
     ) -> None:
         self._proxy = proxy
         self._client = client
         self._stream = stream
         self.inquiry = inquiry
         self.noted = noted
-        self.corr = corr
-        self._began = proxy.seconds()
+        self.corr = b""
+        self._began = began
         self._backend: Backend | None = None
         self._body: LengthDecoder | ChunkedDecoder | None = None
         self._passage: Passage | None = None
@@ -93,8 +105,8 @@ class Forwarding:
 
     def start(self) -> None:
         """Go: with what the client has sent of the body already."""
-        head = self.inquiry.head
-        if self.inquiry.body is not BodyPlan.NONE:
+        if self.inquiry.body is not _NO_BODY:
+            head = self.inquiry.head
             self._body = ChunkedDecoder() if head.framing is Framing.CHUNKED else LengthDecoder(head.length)
             if head.expect_continue:
                 self._stream.write(_CONTINUE)
@@ -102,7 +114,7 @@ class Forwarding:
             if self.inquiry.body is BodyPlan.DISCARD:
                 self._drop_body(self._client.take_held())
                 return
-        self._forward()
+        self._proceed()
 
     def take(self, data: bytes) -> bool:
         """Take bytes from the client; False when they do not belong to the body or cannot be sent yet."""
@@ -168,6 +180,8 @@ class Forwarding:
                 self._client.abort("the client ended the connection")
         elif waiting is Waiting.ENGINE:
             self.refuse(504, "The Engine did not answer in time")
+        elif waiting is Waiting.RECORD:
+            self._recorded("the audit spool does not answer")
         else:
             self.refuse(408, f"timed out waiting for {waiting.value}")
 
@@ -219,22 +233,50 @@ class Forwarding:
             self._sent = 0
             self._client.hold(surplus)
             self._client.wait(Waiting.BODY, 0)
+            self._proceed()
+
+    # -- the record that comes first
+
+    def _proceed(self) -> None:
+        """Forward the request, or have its attempt recorded before that."""
+        if self.inquiry.operation.record_first:
+            self._client.wait(Waiting.RECORD, _RECORD_TIMEOUT)
+            self.corr = self._proxy.record_attempt(self._client, self, self._recorded)
+        else:
             self._forward()
+
+    def _recorded(self, problem: str) -> None:
+        """The attempt is on disk, or cannot be brought there."""
+        if self._ended:
+            return
+        if problem and self._proxy.is_strict(self.noted):
+            self.refuse(503, f"The command cannot be recorded, so it was not run: {problem}")
+            return
+        self._client.wait(Waiting.BODY, self._proxy.limits.body_timeout if self._body is not None else 0)
+        self._forward()
+
+    # -- to an Engine connection
 
     def _forward(self) -> None:
         """Find an Engine connection; goes on at once or later."""
         inquiry = self.inquiry
         pool = self._proxy.pool
-        version = forwarded_version(inquiry, pool.facts.newest_common)
-        if version is None and inquiry.operation.action != "debug":
+        if self._version() is None and inquiry.operation.action != "debug":
             self._client.wait(Waiting.ENGINE, self._proxy.engine.response_timeout)
             pool.learn().addCallbacks(self._learned, self._unreachable)
             return
-        backend = None if self._repeated else pool.take()
+        backend = None if self._repeated else pool.take(repeatable=inquiry.repeatable)
         if backend is not None:
             self._connected(backend)
         else:
             pool.open().addCallbacks(self._connected, self._unreachable)
+
+    def _version(self) -> tuple[int, int] | None:
+        """The API version that the request is forwarded with."""
+        version = self.inquiry.target.version
+        if version is not None:
+            return version
+        return forwarded_version(self.inquiry, self._proxy.pool.facts.newest_common)
 
     def _learned(self, _facts: object) -> None:
         if not self._ended:
@@ -254,8 +296,7 @@ class Forwarding:
             return
         self._backend = backend
         inquiry = self.inquiry
-        version = forwarded_version(inquiry, self._proxy.pool.facts.newest_common)
-        backend.begin(self, inquiry, forwarded_head(inquiry, version), whole=self._body is None)
+        backend.begin(self, inquiry, inquiry.forwarded(self._version()), whole=self._body is None)
         if self._stream.pending > HIGH_WATER:
             # An earlier answer is still on its way out; its edge was crossed before this exchange began.
             backend.stream.pause_reading()
@@ -301,23 +342,39 @@ class Forwarding:
     # -- AnswerReceiver: the Engine's side
 
     def answer_started(
-        self, head: ResponseHead, passage: Passage, payload: bytes, finished: bool, trailers: Headers
+        self, answer: Answer, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
     ) -> None:
         self._answered = True
-        self._passage = passage
-        self._status = head.status
+        passage = self._passage = answer.passage
+        self._status = answer.head.status
         if self._body is None:
-            self._client.wait(Waiting.ENGINE, 0)
-        # An answer that is over before the request is ends both connections and says so (RFC 9112, 9.6).
-        early = self._body is not None and (finished or not head.keep_alive)
-        self._closes = early or self._client.ends_after(self.inquiry.head)
-        out = answer_head(self.inquiry, head, passage, close=self._closes)
+            if not finished:
+                self._client.wait(_FOR_ENGINE, 0)
+            early = False
+        else:
+            # An answer that is over before the request is ends both connections and says so (RFC 9112, 9.6).
+            early = finished or not answer.head.keep_alive
+        closes = self._closes = early or self._client.ends_after(self.inquiry.head)
+        out = answer.ended() if closes else answer.written
+        if finished and passage is _BY_LENGTH and self._body is None:
+            # The common one: small, and here at once.
+            self._sent = len(payload)
+            self._backend = None
+            self._stream.write(out + payload)
+            if not self._ended:
+                self._note("")
+                self._ended = True
+                client = self._client
+                client.exchange_done(close=closes or client.ends_after(self.inquiry.head))
+            return
         self._pass_on(out, payload, finished, trailers)
 
-    def answer_data(self, payload: bytes, finished: bool, trailers: Headers) -> None:
+    def answer_data(self, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]) -> None:
         self._pass_on(b"", payload, finished, trailers)
 
-    def _pass_on(self, out: bytes, payload: bytes, finished: bool, trailers: Headers) -> None:
+    def _pass_on(
+        self, out: bytes, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
+    ) -> None:
         self._sent += len(payload)
         if self._passage is Passage.CHUNKED:
             payload = encode_chunk(payload)
@@ -352,11 +409,11 @@ class Forwarding:
             return
         self.refuse(error.status, error.message)
 
-    def tunnel_opened(self, head: ResponseHead, stream: Stream, early: bytes) -> None:
+    def tunnel_opened(self, answer: Answer, stream: Stream, early: bytes) -> None:
         self._backend = None
         self._answered = True
-        self._status = head.status
-        self._stream.write(answer_head(self.inquiry, head, Passage.TUNNEL, close=False))
+        self._status = answer.head.status
+        self._stream.write(answer.written)
         self._note("")
         proxy = self._proxy
         self._began = proxy.seconds()
@@ -387,16 +444,7 @@ class Forwarding:
 
     def _note(self, error: str) -> None:
         if not self._ended:
-            self._proxy.request_ended(
-                self._client,
-                self.inquiry,
-                self.noted,
-                self.corr,
-                self._status,
-                self._sent,
-                self._began,
-                error,
-            )
+            self._proxy.request_ended(self._client, self, self._status, self._sent, self._began, error)
 
     def _end(self) -> None:
         self._ended = True

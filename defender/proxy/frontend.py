@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from defender.contract.audit import actor_of
+from defender.contract.fragments import packed
 from defender.http1.body import LengthDecoder
 from defender.http1.errors import HTTPError
-from defender.http1.head import Framing, RequestHead, find_head_end, parse_request_head
+from defender.http1.head import Framing, RequestHead, find_head_end
 from defender.proxy.forwarding import Forwarding, Waiting
-from defender.proxy.inspection import Inquiry, inspect
+from defender.proxy.inspection import Inquiry
 from defender.proxy.refusal import body_length, denial_message, error_response
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 _HELD = 64 * 1024
 """Bytes held behind a request that is not answered yet; then reading pauses."""
+
+_FOR_NEXT = Waiting.NEXT
 
 _TURN = 32
 """Requests of one connection that are answered in one turn of the reactor; then others have theirs."""
@@ -53,6 +57,7 @@ class Frontend:
         "_stalled",
         "_stream",
         "_waiting",
+        "actor",
         "subject",
         "tunnel",
     )
@@ -63,6 +68,7 @@ class Frontend:
         self._proxy = proxy
         self._stream = stream
         self.subject = subject
+        self.actor = packed(actor_of(subject))
         self._closed = closed
         self._buffer = bytearray()
         self._scanned = 0
@@ -208,26 +214,29 @@ class Frontend:
                 # One deadline for the whole head, however slowly its bytes drip in.
                 self.wait(Waiting.HEAD, limits.head_timeout)
             return False
-        began = self._proxy.seconds()
-        head: RequestHead | None = None
-        try:
-            if end < 0 or end > limits.head_bytes:
-                raise HTTPError(431, f"the request's head is longer than {limits.head_bytes} bytes")
+        proxy = self._proxy
+        began = proxy.seconds()
+        if end < 0 or end > limits.head_bytes:
+            self._refuse_unread(431, f"the request's head is longer than {limits.head_bytes} bytes", None)
+            return False
+        if end == len(buffer):
+            raw = bytes(buffer)
+            buffer.clear()
+        else:
             raw = bytes(buffer[:end])
             del buffer[:end]
-            self._scanned = 0
-            head = parse_request_head(raw, max_headers=limits.headers, max_head=limits.head_bytes)
-            inquiry = inspect(head, discard_limit=limits.discard_bytes)
+        self._scanned = 0
+        try:
+            inquiry = proxy.readings.read(raw)
         except HTTPError as error:
-            self._refuse_unread(error.status, error.message, head)
+            self._refuse_unread(error.status, error.message, proxy.readings.head_of(raw))
             return False
-        noted = self._proxy.judge(self.subject, inquiry)
+        noted = proxy.judge(self.subject, inquiry.operation)
         if noted.decision.effect != "allow":
             self._deny(inquiry, noted, began)
             return True
         self._deadline = None
-        exchange = Forwarding(self._proxy, self, self._stream, inquiry, noted, self._proxy.new_id())
-        self._exchange = exchange
+        exchange = self._exchange = Forwarding(proxy, self, self._stream, inquiry, noted, began)
         exchange.start()
         if self._client_ended and self._exchange is exchange:
             exchange.client_ended()
@@ -250,7 +259,7 @@ class Frontend:
             close=close,
         )
         self._stream.write(answer)
-        proxy.request_ended(self, inquiry, noted, proxy.new_id(), 403, body_length(answer), began, "")
+        proxy.request_denied(self, inquiry, noted, 403, body_length(answer), began)
         if close:
             self._close()
             return
@@ -317,7 +326,8 @@ class Frontend:
             # way.
             self._close()
             return
-        self.wait(Waiting.NEXT, self._proxy.limits.idle_timeout)
+        self._waiting = _FOR_NEXT
+        self._deadline = self._proxy.seconds() + self._proxy.limits.idle_timeout
         self._stream.resume_reading()
         if self._buffer:
             self._parse()

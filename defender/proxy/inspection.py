@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from defender.contract.actions import Body, Operation, recognize
+from defender.contract.audit import Description, describe
+from defender.contract.fragments import request_fragment
 from defender.http1.errors import HTTPError
-from defender.http1.head import Framing, RequestHead, write_request_head
+from defender.http1.head import CREDENTIALS, Framing, RequestHead, parse_request_head, write_request_head
 from defender.http1.target import Target, read_target, write_target
 
 
@@ -35,7 +37,7 @@ class Inquiry:
     """One request as it is judged: the only reading of it there is.
 
     `upgrade` is the value to send in the ``Upgrade`` header, or None when the request may not become a tunnel
-    by 101.
+    by 101. One reading may serve many requests with the same head, so nobody changes it.
     """
 
     head: RequestHead
@@ -44,15 +46,51 @@ class Inquiry:
     names: dict[str, str]
     body: BodyPlan
     upgrade: bytes | None
+    repeatable: bool = field(init=False)
+    """The request may be sent a second time: GET or HEAD, nothing sent along, no tunnel asked for."""
+    ordinary: bool = field(init=False)
+    """The answer to it is framed as the Engine framed it, and is never a stream."""
+    _written: tuple[tuple[int, int] | None, bytes] | None = field(init=False, default=None)
+    _described: Description | None = field(init=False, default=None)
+    _fragment: tuple[bytes, bytes] | None = field(init=False, default=None)
 
-    @property
-    def repeatable(self) -> bool:
-        """True if the request may be sent a second time: GET or HEAD, nothing sent along, no tunnel asked
-        for.
-        """
-        return (
+    def __post_init__(self) -> None:
+        self.repeatable = (
             self.head.method in ("GET", "HEAD") and self.body is not BodyPlan.FORWARD and self.upgrade is None
         )
+        self.ordinary = (
+            not self.operation.hijack and self.head.method != "HEAD" and self.head.version >= (1, 1)
+        )
+
+    def forwarded(self, version: tuple[int, int] | None) -> bytes:
+        """`forwarded_head`, written once."""
+        written = self._written
+        if written is None or written[0] != version:
+            written = self._written = version, forwarded_head(self, version)
+        return written[1]
+
+    @property
+    def described(self) -> Description:
+        """The request as its events show it."""
+        if self._described is None:
+            target = self.target
+            self._described = describe(
+                self.operation.action,
+                self.head.method,
+                target.path,
+                target.query,
+                self.names,
+                target.version,
+            )
+        return self._described
+
+    @property
+    def fragment(self) -> tuple[bytes, bytes]:
+        """`described`, packed."""
+        if self._fragment is None:
+            described = self.described
+            self._fragment = request_fragment(described.fields, described.redacted)
+        return self._fragment
 
 
 # Client headers that mean something to the Engine (API reference and the docker CLI's own requests). All
@@ -104,6 +142,47 @@ def media_type(value: bytes | None) -> str:
     if found is None:
         raise HTTPError(400, "the Content-Type header is malformed")
     return found.group(1).decode("ascii").lower()
+
+
+_KEPT_HEAD = 1024
+_KEPT_HEADS = 512
+"""Heads whose reading is kept: shorter than so many bytes, and so many of them."""
+
+
+class Readings:
+    """Heads and what they say, for the clients that ask the same again and again.
+
+    The same bytes have the same meaning under the same limits, so a head is read once and then looked up.
+    Heads with credentials are not kept.
+    """
+
+    __slots__ = ("_discard_limit", "_kept", "_max_head", "_max_headers")
+
+    def __init__(self, *, max_headers: int, max_head: int, discard_limit: int) -> None:
+        self._max_headers = max_headers
+        self._max_head = max_head
+        self._discard_limit = discard_limit
+        self._kept: dict[bytes, Inquiry] = {}
+
+    def read(self, raw: bytes) -> Inquiry:
+        """The inquiry of one whole head; raises HTTPError as `parse_request_head` and `inspect` do."""
+        inquiry = self._kept.get(raw)
+        if inquiry is None:
+            head = parse_request_head(raw, max_headers=self._max_headers, max_head=self._max_head)
+            inquiry = inspect(head, discard_limit=self._discard_limit)
+            if len(raw) < _KEPT_HEAD and not any(mark in raw.lower() for mark in CREDENTIALS):
+                if len(self._kept) >= _KEPT_HEADS:
+                    # Emptied rather than kept in order: whoever sends ever new heads costs others time only.
+                    self._kept.clear()
+                self._kept[raw] = inquiry
+        return inquiry
+
+    def head_of(self, raw: bytes) -> RequestHead | None:
+        """The head of a request that `read` refused, None when it is the head that cannot be read."""
+        try:
+            return parse_request_head(raw, max_headers=self._max_headers, max_head=self._max_head)
+        except HTTPError:
+            return None
 
 
 def inspect(head: RequestHead, *, discard_limit: int) -> Inquiry:
@@ -171,6 +250,41 @@ def forwarded_version(inquiry: Inquiry, newest_common: tuple[int, int] | None) -
 def forwarded_head(inquiry: Inquiry, version: tuple[int, int] | None) -> bytes:
     """The request head for the Engine, written from `inquiry` alone."""
     head = inquiry.head
+    target = write_target(inquiry.target, version)
+    framing: list[tuple[bytes, bytes]] = []
+    if inquiry.body is BodyPlan.FORWARD:
+        if inquiry.operation.body is Body.JSON:
+            framing.append((b"Content-Type", b"application/json"))
+        else:
+            framing.append((b"Content-Type", b"application/x-tar"))
+        if head.framing is Framing.CHUNKED:
+            framing.append((b"Transfer-Encoding", b"chunked"))
+        else:
+            framing.append((b"Content-Length", b"%d" % head.length))
+    elif head.method in ("POST", "PUT"):
+        framing.append((b"Content-Length", b"0"))
+    if inquiry.upgrade is not None:
+        framing.append((b"Connection", b"Upgrade"))
+        framing.append((b"Upgrade", inquiry.upgrade))
+    if framing or len(head.block) >= _KEPT_HEAD or not head.block:
+        return write_request_head(head.method, target, _passed_headers(head) + framing)
+    rest = _REST.get(head.block)
+    if rest is None:
+        whole = write_request_head("GET", "/", _passed_headers(head))
+        rest = whole[whole.index(b"\r\n") :]
+        if not any(mark in head.block.lower() for mark in CREDENTIALS):
+            if len(_REST) >= _KEPT_HEADS:
+                _REST.clear()
+            _REST[head.block] = rest
+    return f"{head.method} {target} HTTP/1.1".encode("ascii") + rest
+
+
+_REST: dict[bytes, bytes] = {}
+"""Header blocks of clients, and what follows the request line that is written for them."""
+
+
+def _passed_headers(head: RequestHead) -> list[tuple[bytes, bytes]]:
+    """The headers of a request that the Engine gets too."""
     headers: list[tuple[bytes, bytes]] = [(b"Host", b"docker")]
     seen: set[bytes] = set()
     for name, value in head.headers:
@@ -179,18 +293,4 @@ def forwarded_head(inquiry: Inquiry, version: tuple[int, int] | None) -> bytes:
                 continue
             seen.add(name)
             headers.append((name, value))
-    if inquiry.body is BodyPlan.FORWARD:
-        if inquiry.operation.body is Body.JSON:
-            headers.append((b"Content-Type", b"application/json"))
-        else:
-            headers.append((b"Content-Type", b"application/x-tar"))
-        if head.framing is Framing.CHUNKED:
-            headers.append((b"Transfer-Encoding", b"chunked"))
-        else:
-            headers.append((b"Content-Length", b"%d" % head.length))
-    elif head.method in ("POST", "PUT"):
-        headers.append((b"Content-Length", b"0"))
-    if inquiry.upgrade is not None:
-        headers.append((b"Connection", b"Upgrade"))
-        headers.append((b"Upgrade", inquiry.upgrade))
-    return write_request_head(head.method, write_target(inquiry.target, version), headers)
+    return headers

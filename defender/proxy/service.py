@@ -19,29 +19,33 @@ from twisted.logger import Logger
 from defender.bundles.activation import PolicyActivation
 from defender.contract.actions import Operation
 from defender.contract.audit import (
-    Description,
     Recorder,
     actor_of,
     decision_of,
-    describe,
     describe_unreadable,
     refused,
     request_event,
     stream_end_event,
 )
 from defender.contract.facts import Subject
+from defender.contract.fragments import packed, result_body
 from defender.contract.locks import LockSet
+from defender.contract.packing import pack_body
 from defender.contract.policy import Decision
+from defender.contract.redaction import shorten
 from defender.http1.head import RequestHead
 from defender.proxy.backend import BackendPool
 from defender.proxy.forwarding import Forwarding
 from defender.proxy.frontend import Frontend
-from defender.proxy.inspection import Inquiry
+from defender.proxy.inspection import Inquiry, Readings
 from defender.proxy.tunnel import Tunnel
 from defender.settings import EngineSettings, LimitSettings
 from defender.streams.interface import Stream
 
 _SWEEP = 1.0
+
+_NOTES = 4096
+"""Packed decisions that are kept."""
 
 _DENIALS = 2000
 _DENIALS_A_SECOND = 20
@@ -59,21 +63,24 @@ class Counters:
     unreadable: int = 0
     engine_errors: int = 0
     tunnels: int = 0
+    unrecorded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """A decision, and the `decision` of its events: a policy activated meanwhile does not change it."""
+    """A decision, and the `decision` of its events, packed too. A policy activated meanwhile changes none."""
 
     decision: Decision
     fields: dict[str, object]
+    packed: bytes
 
 
 class Proxy(Service):
     """Serves clients' connections. Give it a stream and its subject with `accept`.
 
     `locks` is None until they have been read once: who is locked out cannot be told, so nobody is let in.
-    `new_id` makes the ids that join the events of one request; `seconds` is monotonic, `wall` is unix time.
+    `strict` says whether calls that must be recorded first are refused while they cannot be, where the rule
+    does not say it. `seconds` is monotonic, `wall` is unix time.
     """
 
     log = Logger()
@@ -88,7 +95,7 @@ class Proxy(Service):
         engine: EngineSettings,
         limits: LimitSettings,
         prefix: str,
-        new_id: Callable[[], str],
+        strict: bool = True,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.setName("proxy")
@@ -98,13 +105,14 @@ class Proxy(Service):
         self.engine = engine
         self.limits = limits
         self.prefix = prefix
-        self.new_id = new_id
+        self.strict = strict
         self.counters = Counters()
         self.seconds: Callable[[], float] = reactor.seconds
         self._reactor = reactor
         self._wall = wall
         self._recorder = recorder
-        self._frontends: dict[Frontend, dict[str, object]] = {}
+        self._frontends: set[Frontend] = set()
+        self._notes: dict[int, Noted] = {}
         self._denials: dict[str, int] = {}
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = reactor
@@ -129,12 +137,25 @@ class Proxy(Service):
         """Serve `stream`, whose peer is `subject`; `closed` is called once when all of it is over."""
 
         def forget(frontend: Frontend) -> None:
-            self._frontends.pop(frontend, None)
+            self._frontends.discard(frontend)
             closed()
 
         frontend = Frontend(self, stream, subject, forget)
-        self._frontends[frontend] = actor_of(subject)
+        self._frontends.add(frontend)
         return frontend
+
+    @property
+    def limits(self) -> LimitSettings:
+        """The bounds in force."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: LimitSettings) -> None:
+        self._limits = limits
+        # What was read under other bounds might not be accepted under these.
+        self.readings = Readings(
+            max_headers=limits.headers, max_head=limits.head_bytes, discard_limit=limits.discard_bytes
+        )
 
     @property
     def connections(self) -> int:
@@ -178,14 +199,22 @@ class Proxy(Service):
 
     # -- judging
 
-    def judge(self, subject: Subject, inquiry: Inquiry) -> Noted:
+    def judge(self, subject: Subject, operation: Operation) -> Noted:
         """The decision for one request, now, with the policy that made it."""
-        decision = self._decide(subject, inquiry.operation)
+        decision = self._decide(subject, operation)
+        noted = self._notes.get(id(decision))
+        # The note keeps its decision alive, so that no other can have the same id.
+        return self._note(decision) if noted is None else noted
+
+    def _note(self, decision: Decision) -> Noted:
         policy = self.activation.policy
-        return Noted(
-            decision,
-            decision_of(decision, self.activation.version, policy.digest if policy is not None else ""),
-        )
+        digest = policy.digest if policy is not None else ""
+        fields = decision_of(decision, self.activation.version, digest)
+        noted = Noted(decision, fields, packed(fields))
+        if len(self._notes) >= _NOTES:
+            self._notes.clear()
+        self._notes[id(decision)] = noted
+        return noted
 
     def _decide(self, subject: Subject, operation: Operation) -> Decision:
         if self._expired(subject):
@@ -213,6 +242,7 @@ class Proxy(Service):
         A request that is not wholly with the Engine is cut too: its client could hold its last byte back
         until after the lock. One that is cannot be called back, and is answered.
         """
+        self._notes.clear()
         cut = 0
         for frontend in list(self._frontends):
             exchange = frontend.under_way
@@ -241,38 +271,52 @@ class Proxy(Service):
 
     # -- noting
 
+    def is_strict(self, noted: Noted) -> bool:
+        """Whether a call is refused when its attempt cannot be recorded: as its rule or the settings say."""
+        durability = noted.decision.durability
+        strict = self.strict if durability is None else durability == "strict"
+        self.counters.unrecorded += not strict
+        return strict
+
+    def record_attempt(self, frontend: Frontend, exchange: Forwarding, told: Callable[[str], None]) -> bytes:
+        """Have the attempt of an allowed call on disk before it is forwarded; see `Recorder.append_durable`.
+
+        Returns the id that joins the events of the call.
+        """
+        event = request_event(actor_of(frontend.subject), exchange.inquiry.described, exchange.noted.fields)
+        del event["corr"]
+        return self._recorder.append_durable(*pack_body(event), b"", told)
+
     def request_ended(
-        self,
-        frontend: Frontend,
-        inquiry: Inquiry,
-        noted: Noted,
-        corr: str,
-        status: int,
-        sent: int,
-        began: float,
-        error: str,
+        self, frontend: Frontend, exchange: Forwarding, status: int, sent: int, began: float, error: str
     ) -> None:
-        """One request has its answer, or never will: note it, as the deciding rule's `audit` says."""
-        self.counters.requests += 1
-        if noted.decision.effect != "allow":
-            self.counters.denied += 1
-            self._denied(frontend.subject)
-        elif noted.decision.audit == "denied" and not error:
+        """An allowed request has its answer, or never will: note it, as the deciding rule's `audit` says."""
+        counters = self.counters
+        counters.requests += 1
+        noted = exchange.noted
+        if error:
+            if status in (502, 503, 504):
+                counters.engine_errors += 1
+            error = shorten(error)
+        elif noted.decision.audit == "denied":
             return
-        if status in (502, 503, 504) and error:
-            self.counters.engine_errors += 1
-        self._recorder.record(
-            request_event(
-                self._frontends.get(frontend) or actor_of(frontend.subject),
-                _described(inquiry),
-                noted.fields,
-                corr=corr,
-                status=status,
-                sent=sent,
-                ms=(self.seconds() - began) * 1000.0,
-                error=error,
-            )
+        ms = (self.seconds() - began) * 1000.0
+        pairs, body = result_body(
+            frontend.actor, exchange.inquiry.fragment, noted.packed, status, sent, ms, error
         )
+        corr = self._recorder.append(pairs, body, exchange.corr)
+        exchange.corr = exchange.corr or corr
+
+    def request_denied(
+        self, frontend: Frontend, inquiry: Inquiry, noted: Noted, status: int, sent: int, began: float
+    ) -> None:
+        """A request was answered by its denial."""
+        self.counters.requests += 1
+        self.counters.denied += 1
+        self._denied(frontend.subject)
+        ms = (self.seconds() - began) * 1000.0
+        pairs, body = result_body(frontend.actor, inquiry.fragment, noted.packed, status, sent, ms)
+        self._recorder.append(pairs, body, reserved=True)
 
     def request_refused(
         self, frontend: Frontend, head: RequestHead | None, status: int, message: str, sent: int
@@ -286,10 +330,9 @@ class Proxy(Service):
         )
         self._recorder.record(
             request_event(
-                self._frontends.get(frontend) or actor_of(frontend.subject),
+                actor_of(frontend.subject),
                 described,
                 refused(message),
-                corr=self.new_id(),
                 status=status,
                 sent=sent,
                 error=message,
@@ -303,8 +346,8 @@ class Proxy(Service):
             return
         self._recorder.record(
             stream_end_event(
-                self._frontends.get(frontend) or actor_of(frontend.subject),
-                _described(exchange.inquiry),
+                actor_of(frontend.subject),
+                exchange.inquiry.described,
                 exchange.noted.fields,
                 corr=exchange.corr,
                 received=tunnel.sent,
@@ -313,18 +356,6 @@ class Proxy(Service):
                 error=tunnel.reason,
             )
         )
-
-
-def _described(inquiry: Inquiry) -> Description:
-    target = inquiry.target
-    return describe(
-        inquiry.operation.action,
-        inquiry.head.method,
-        target.path,
-        target.query,
-        inquiry.names,
-        target.version,
-    )
 
 
 def _own_decision(rule: str, reason: str, message: str) -> Decision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from defender.bundles.activation import Activated, PolicyActivation
 from defender.contract.facts import Subject
 from defender.contract.locks import LockSet
+from defender.contract.packing import assemble, identity_text, unpack
 from defender.proxy.backend import BackendPool
 from defender.proxy.service import Proxy
 from defender.settings import Settings, read_settings
@@ -51,13 +53,31 @@ BRUCE = Subject(user="bruce", groups=("ops",), address="10.1.2.3", port=51234, s
 
 
 class Events:
-    """A recorder that keeps what it is given."""
+    """A recorder that keeps what it is given. Attempts are on disk at once, unless there is a `problem`; with
+    a list as `told`, whoever waits for the disk is in it.
+    """
 
     def __init__(self) -> None:
         self.kept: list[dict[str, Any]] = []
+        self.told: list[Callable[[str], None]] | None = None
+        self.problem = ""
 
     def record(self, event: dict[str, object]) -> None:
+        self.kept.append(json.loads(json.dumps(event, default=identity_text)))
+
+    def append(self, pairs: int, body: bytes, corr: bytes = b"", *, reserved: bool = False) -> bytes:
+        identity = len(self.kept).to_bytes(16, "big")
+        event = unpack(assemble(pairs, body, identity, 0, 0, corr), agent="web1", epoch=1, seq=1)
         self.kept.append(json.loads(json.dumps(event)))
+        return identity
+
+    def append_durable(self, pairs: int, body: bytes, corr: bytes, told: Callable[[str], None]) -> bytes:
+        identity = self.append(pairs, body, corr)
+        if self.told is None:
+            told(self.problem)  # earlier than a recorder of disks can
+        else:
+            self.told.append(told)
+        return identity
 
     def last(self) -> dict[str, Any]:
         return self.kept[-1]
@@ -94,7 +114,6 @@ class House:
         )
         self.activation = PolicyActivation("web1")
         assert isinstance(self.activation.offer(policy, "policy.yaml"), Activated)
-        ids = iter(range(1, 10_000))
         self.proxy = Proxy(
             self.clock,
             pool=self.pool,
@@ -103,7 +122,6 @@ class House:
             engine=configured.engine,
             limits=configured.limits,
             prefix=configured.policy.prefix,
-            new_id=lambda: f"corr-{next(ids)}",
             wall=lambda: self.now,
         )
         self.proxy.locks = LockSet()

@@ -44,7 +44,7 @@ class TunnelTests(HouseCase):
         self.assertTrue(self.client.closed and self.engine.closed)
         self.client.lose()
         self.engine.lose()
-        start, end = self.house.events.kept
+        _attempt, start, end = self.house.events.kept
         self.assertEqual((start["phase"], start["result"]["status"]), ("result", 101))
         self.assertEqual((end["phase"], end["result"]["rx"], end["result"]["tx"]), ("stream_end", 5, 11))
         self.assertEqual(start["corr"], end["corr"])
