@@ -89,7 +89,7 @@ def shares(stacks: Iterable[str]) -> list[tuple[str, float, float]]:
         for name in set(names):
             below[name] += int(count)
     total = sum(inside.values()) or 1
-    order = sorted(below, key=lambda name: (-inside[name], -below[name]))
+    order = sorted(below, key=lambda name: (-inside[name], -below[name], name))
     return [(name, inside[name] * 100 / total, below[name] * 100 / total) for name in order]
 
 

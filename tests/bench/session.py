@@ -14,8 +14,9 @@ from tests.bench import real_engine
 from tests.bench.cases import Case, Effort, Figures, cases, measure
 from tests.bench.children import Running, TargetError
 from tests.bench.decisions import policy_cost
-from tests.bench.durable import latency, syncs
-from tests.bench.stage import Stage, free_stage, prepare
+from tests.bench.durable import disk, latency, syncs
+from tests.bench.spool import spool_cost
+from tests.bench.stage import Stage, cores, free_stage, prepare
 from tests.bench.targets import TARGETS
 
 ALONE = frozenset({"engine", "policy", "spool"})
@@ -46,6 +47,8 @@ class Run:
         program = prepare(directory)
         if "policy" in self.groups:
             self.found["policy"] = policy_cost(self.effort.policy_rounds)
+        if "spool" in self.groups:
+            self._spool(directory)
         if set(self.groups) - ALONE:
             with free_stage(directory, program) as stage:
                 self._free(stage)
@@ -59,6 +62,14 @@ class Run:
             case: {name: median(items) for name, items in by_name.items()}
             for case, by_name in self.samples.items()
         }
+
+    def _spool(self, directory: Path) -> None:
+        taken = []
+        for _ in range(self.effort.repetitions):
+            with self._noting("the spool alone"):
+                taken.append(spool_cost(directory, self.effort.events, cores()[0]) | disk(directory))
+        if taken:
+            self.found["spool"] = median(taken)
 
     def _free(self, stage: Stage) -> None:
         wanted = [case for case in cases(self.effort, stage.scene) if case.group in self.groups]

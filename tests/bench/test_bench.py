@@ -20,7 +20,8 @@ from tests.bench.goals import Goal, goals
 from tests.bench.profiling import PROFILED, shares
 from tests.bench.report import KINDS, comparison
 from tests.bench.run import chosen, options_parser
-from tests.bench.stage import scene_of
+from tests.bench.spool import spool_cost
+from tests.bench.stage import cores, scene_of
 from tests.bench.targets import CLOSING, POLICY, SECTIONS, TUNED, defender_settings, haproxy_config
 
 MEASURED = (
@@ -169,6 +170,15 @@ class Decisions(SynchronousTestCase):
         figures = policy_cost(100)
         self.assertGreater(figures["us_10"], 0)
         self.assertGreater(figures["us_1000"], 0)
+
+
+class Spool(SynchronousTestCase):
+    def test_a_short_run_tells_rates_and_times_and_loses_nothing(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as name:
+            figures = spool_cost(Path(name), 200, cores()[0])
+        self.assertEqual(figures["dropped"], 0)
+        for key in ("events_s", "cpu_us", "append_us", "bytes", "commit_p50_1_us", "commit_p99_64_us"):
+            self.assertGreater(figures[key], 0, key)
 
 
 class Profile(SynchronousTestCase):
