@@ -41,6 +41,8 @@ WRITE_BATCH = 64
 WRITE_BURST = 4 * HIGH_WATER
 """Bytes sent in one turn of the reactor to a peer that takes everything."""
 
+_KEEPALIVE = KeepAlive()
+
 
 @implementer(IReadWriteDescriptor)
 class SocketStream:
@@ -48,6 +50,37 @@ class SocketStream:
 
     A subclass says how bytes go through the socket: `_pull`, `_push`, `_push_pending`, `_send_end`.
     """
+
+    __slots__ = (
+        "_broken",
+        "_closing",
+        "_discarded",
+        "_ended",
+        "_ending",
+        "_failed",
+        "_flush_timeout",
+        "_full",
+        "_held_end",
+        "_input_over",
+        "_keepalive",
+        "_linger",
+        "_lost",
+        "_moved",
+        "_out",
+        "_pass",
+        "_paused",
+        "_peer_address",
+        "_pending",
+        "_reactor",
+        "_read_size",
+        "_reading",
+        "_receiver",
+        "_socket",
+        "_timer",
+        "_told",
+        "_unix",
+        "_writing",
+    )
 
     log = Logger()
 
@@ -70,16 +103,16 @@ class SocketStream:
         self._reactor = reactor
         self._socket = sock
         self._unix = sock.family == socket.AF_UNIX
-        self._keepalive = keepalive or KeepAlive()
+        self._keepalive = keepalive or _KEEPALIVE
         if not self._unix:
             tune_tcp(sock, self._keepalive)
         self._peer_address = address_of(sock)
         self._linger = linger
         self._flush_timeout = flush_timeout
         self._receiver: Receiver | None = None
-        self._out: deque[bytes | memoryview] = deque()
+        self._out: deque[bytes | memoryview] | None = None  # None while nothing is pending
         self._pending = 0
-        self._sent = 0
+        self._moved = 0  # grows whenever the peer takes something of what is pending
         self._read_size = READ_SIZE
         self._discarded = 0
         # The reactor calls doRead / doWrite. Kept here since asking it is slow.
@@ -112,15 +145,16 @@ class SocketStream:
         if self._ending or not data:
             return
         rest: bytes | memoryview = data
-        if not self._out:
+        out = self._out
+        if out is None:
             sent = self._push(data)
-            self._sent += sent
             if sent == len(data) or self._broken or self._lost is not None:
                 return
             if sent:
                 rest = memoryview(data)[sent:]
+            out = self._out = deque()
             self._start_writing()
-        self._out.append(rest)
+        out.append(rest)
         self._pending += len(rest)
         if self._pending > HIGH_WATER and not self._full:
             self._full = True
@@ -130,7 +164,7 @@ class SocketStream:
         if self._ending:
             return
         self._ending = True
-        if not self._out:
+        if self._out is None:
             self._send_end()
 
     def close(self) -> None:
@@ -143,13 +177,13 @@ class SocketStream:
             self._input_over = True
         if not self._ending:
             self._ending = True
-            if not self._out:
+            if self._out is None:
                 self._send_end()
         elif self._ended:
             self._end_sent()
         if self._lost is None:
             if self._timer is None:
-                self._timer = self._reactor.callLater(self._flush_timeout, self._flush_stalled, self._sent)
+                self._timer = self._reactor.callLater(self._flush_timeout, self._flush_stalled, self._moved)
             self._watch_input()
 
     def abort(self, *, reset: bool = False) -> None:
@@ -208,13 +242,13 @@ class SocketStream:
             self._input_ended(end)
 
     def doWrite(self) -> None:
-        if self._out:
+        if self._out is not None:
             try:
                 self._push_pending()
             except OSError as error:
                 self._output_failed(error)
                 return
-        if not self._out:
+        if self._out is None:
             self._stop_writing()
             if self._ending and not self._ended:
                 self._send_end()
@@ -256,9 +290,8 @@ class SocketStream:
 
     def _push_pending(self) -> None:
         """Give the kernel what it takes of the pending chunks. Raises OSError."""
-        out = self._out
         burst = WRITE_BURST
-        while out and burst > 0:
+        while (out := self._out) is not None and burst > 0:
             try:
                 if len(out) == 1:
                     sent = self._socket.send(out[0])
@@ -271,9 +304,10 @@ class SocketStream:
 
     def _consume(self, sent: int) -> None:
         """Forget the first ``sent`` pending bytes."""
-        self._pending -= sent
-        self._sent += sent
         out = self._out
+        assert out is not None
+        self._pending -= sent
+        self._moved += sent
         while sent:
             first = out[0]
             if sent < len(first):
@@ -281,6 +315,8 @@ class SocketStream:
                 return
             sent -= len(first)
             out.popleft()
+        if not out:
+            self._out = None
 
     def _send_end(self) -> None:
         """Everything is sent: send our end mark, then call `_end_sent`."""
@@ -316,7 +352,7 @@ class SocketStream:
             return
         self._broken = f"{why}; {self._pending} bytes were not sent" if self._pending else why
         self._ending = self._ended = True
-        self._out.clear()
+        self._out = None
         self._pending = 0
         self._stop_writing()
         if self._input_over:
@@ -430,14 +466,14 @@ class SocketStream:
         self._timer = None
         self._drop(Lost(True, "closed"))
 
-    def _flush_stalled(self, sent_before: int) -> None:
+    def _flush_stalled(self, moved_before: int) -> None:
         self._timer = None
-        if self._sent == sent_before:
+        if self._moved == moved_before:
             self._reset_on_close()
             waited = f"{self._flush_timeout:g} s"
             self._drop(Lost(False, f"the peer took none of {self._pending} bytes in {waited}"))
         else:
-            self._timer = self._reactor.callLater(self._flush_timeout, self._flush_stalled, self._sent)
+            self._timer = self._reactor.callLater(self._flush_timeout, self._flush_stalled, self._moved)
 
     def _reset_on_close(self) -> None:
         if not self._unix and self._lost is None:
@@ -455,7 +491,7 @@ class SocketStream:
             if delayed is not None:
                 delayed.cancel()
         self._timer = self._pass = self._held_end = None
-        self._out.clear()
+        self._out = None
         self._pending = 0
         self._release()
         self._reactor.callLater(0, self._tell_lost)

@@ -19,6 +19,8 @@ from defender.streams.descriptor import SocketStream
 class PlainStream(SocketStream):
     """A stream in the clear: a unix socket or TCP on loopback."""
 
+    __slots__ = ()
+
 
 def connect_unix(reactor: Any, path: str, timeout: float) -> Deferred[PlainStream]:
     """Connect to the unix socket at ``path``.

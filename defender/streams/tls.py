@@ -19,12 +19,16 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
 from OpenSSL import SSL
-from OpenSSL._util import lib
+
+# SSL_read and SSL_write are called here without pyOpenSSL, which makes a new buffer for each read and raises
+# an exception for each that finds nothing. What they return below 1 goes back to pyOpenSSL to be explained.
+from OpenSSL._util import ffi, lib
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
@@ -33,7 +37,10 @@ from defender.streams.interface import Lost
 from defender.streams.peer import KeepAlive
 
 RECORD = 16 * 1024
-"""The most plaintext that one TLS record carries, and that one SSL_read or SSL_write moves."""
+"""The most plaintext that one TLS record carries, and that one SSL_read moves."""
+
+PIECE = 64 * 1024
+"""Bytes handed to one SSL_write, which makes records of them and tells only of all or of none."""
 
 READ_BUDGET = 256 * 1024
 """Plaintext read in one turn of the reactor, and delivered at once."""
@@ -42,6 +49,13 @@ REFUSED_LINGER = 2.0
 """Seconds in which a refused peer may still read the alert that says why."""
 
 TRUNCATED = "truncated: TCP FIN without close_notify"
+
+_SPACE = ffi.new("char[]", READ_BUDGET)
+"""Where SSL_read puts what it decrypts, for all streams: it is copied out before anything else happens."""
+
+_SSL_read = lib.SSL_read
+_SSL_write = lib.SSL_write
+_bytes_at = ffi.buffer
 
 
 class HandshakeError(Exception):
@@ -85,6 +99,22 @@ class PeerCheck:
 class TLSStream(SocketStream):
     """The server's end of one TLS connection. Use it once `handshake` has fired."""
 
+    __slots__ = (
+        "_certificate",
+        "_check",
+        "_connection",
+        "_deadline",
+        "_established",
+        "_fin_sent",
+        "_handshake",
+        "_handshake_timeout",
+        "_more",
+        "_raw_over",
+        "_read_needs_write",
+        "_ssl",
+        "_write_needs_read",
+    )
+
     def __init__(
         self,
         reactor: Any,
@@ -100,9 +130,12 @@ class TLSStream(SocketStream):
         super().__init__(reactor, sock, linger=linger, flush_timeout=flush_timeout, keepalive=keepalive)
         self._check = PeerCheck()
         self._connection: Any = SSL.Connection(context, sock)  # None once the stream is lost
-        # One record a call: with SSL_MODE_AUTO_RETRY, which pyOpenSSL sets, OpenSSL would go on reading for
+        self._ssl: Any = self._connection._ssl
+        # One record a read: with SSL_MODE_AUTO_RETRY, which is OpenSSL's default, it would go on reading for
         # as long as a client sends new keys. epoll tells again of what is still in the kernel.
-        lib.SSL_clear_mode(self._connection._ssl, lib.SSL_MODE_AUTO_RETRY)
+        # All records of a write: with SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets, each would be a
+        # call of its own.
+        lib.SSL_clear_mode(self._ssl, lib.SSL_MODE_AUTO_RETRY | lib.SSL_MODE_ENABLE_PARTIAL_WRITE)
         self._connection.set_app_data(self._check)
         self._connection.set_accept_state()
         self._certificate: x509.Certificate | None = None
@@ -206,7 +239,7 @@ class TLSStream(SocketStream):
             self._refuse("no client certificate", "OpenSSL let the peer pass without one")
             return
         self._established = True
-        if self._out:
+        if self._out is not None:
             self._start_writing()
         self._more = self._connection.pending() > 0
         handshake = self._end_handshake()
@@ -260,26 +293,39 @@ class TLSStream(SocketStream):
     def _push(self, data: bytes | memoryview) -> int:
         if not self._established:
             return 0
-        sent = 0
+        size = len(data)
+        if size <= PIECE and type(data) is bytes:
+            result = _SSL_write(self._ssl, data, size)
+            if result == size:
+                return size
+            if result <= 0:
+                self._write_refused(result)
+                return 0
+        with ffi.from_buffer(data) as start:
+            sent = 0
+            while sent < size:
+                result = _SSL_write(self._ssl, start + sent, min(PIECE, size - sent))
+                if result <= 0:
+                    self._write_refused(result)
+                    break
+                sent += result
+        return sent
+
+    def _write_refused(self, result: int) -> None:
         try:
-            sent = self._connection.send(data)
-            if sent < len(data):
-                view = memoryview(data)
-                while sent < len(data):
-                    sent += self._connection.send(view[sent:])
+            self._connection._raise_ssl_error(self._ssl, result)
         except SSL.WantWriteError:
             pass
         except SSL.WantReadError:
             self._write_needs_read = True
         except SSL.Error as error:
             self._output_failed(error)
-        return sent
 
     def _push_pending(self) -> None:
-        out = self._out
-        while out:
+        self._moved += 1  # there was room: OpenSSL does not say how much of a piece went through it
+        while (out := self._out) is not None:
             if len(out[0]) < RECORD and len(out) > 1:
-                self._join_first()
+                self._join_first(out)
             first = out[0]
             sent = self._push(first)
             if self._broken or self._lost is not None:
@@ -293,9 +339,9 @@ class TLSStream(SocketStream):
                     self._start_writing()
                 return
 
-    def _join_first(self) -> None:
+    @staticmethod
+    def _join_first(out: deque[bytes | memoryview]) -> None:
         """Make one chunk of the first small ones, so that they share a record."""
-        out = self._out
         parts = [out.popleft()]
         size = len(parts[0])
         while out and size < RECORD:
@@ -341,36 +387,47 @@ class TLSStream(SocketStream):
     # Input.
 
     def _pull(self) -> tuple[bytes, Lost | None]:
-        chunks = []
-        budget = READ_BUDGET
-        end = None
         self._more = False
-        receive = self._connection.recv
+        got = _SSL_read(self._ssl, _SPACE, RECORD)
+        if 0 < got < RECORD:
+            # A short record is probably the last. What there is else lies in the kernel, and it will say so:
+            # OpenSSL takes one record at a time (read_ahead is off).
+            return _bytes_at(_SPACE, got)[:], None
+        return self._pull_much(got)
+
+    def _pull_much(self, got: int) -> tuple[bytes, Lost | None]:
+        """Go on after a first SSL_read that gave a whole record, or none."""
+        have = 0
+        while got > 0:
+            have += got
+            if have > READ_BUDGET - RECORD:
+                break
+            got = _SSL_read(self._ssl, _SPACE + have, RECORD)
+        # Taken out now: whoever is called below may read another stream.
+        data = _bytes_at(_SPACE, have)[:]
+        if got > 0:
+            self._more = self._connection.pending() > 0
+            return data, None
+        return data, self._read_refused(got)
+
+    def _read_refused(self, result: int) -> Lost | None:
+        """Why SSL_read gave no bytes: None when there are none at the moment."""
         try:
-            while True:
-                data = receive(RECORD)
-                chunks.append(data)
-                budget -= RECORD
-                if len(data) < RECORD or budget <= 0:
-                    # A short record is probably the last. What there is else lies in the kernel, and it will
-                    # say so: OpenSSL takes one record at a time (read_ahead is off).
-                    self._more = self._connection.pending() > 0
-                    break
+            self._connection._raise_ssl_error(self._ssl, result)
         except SSL.WantReadError:
             pass
         except SSL.WantWriteError:
             self._read_needs_write = True
             self._start_writing()
         except SSL.ZeroReturnError:
-            end = Lost(True, "closed")
+            return Lost(True, "closed")
         except SSL.SysCallError as error:
             if error.args[0] == -1:
-                end = Lost(False, self._failed or TRUNCATED)
-            else:
-                end = Lost(False, os.strerror(error.args[0]))
+                return Lost(False, self._failed or TRUNCATED)
+            return Lost(False, os.strerror(error.args[0]))
         except SSL.Error as error:
-            end = Lost(False, "TLS: " + ("; ".join(entry[2] for entry in error.args[0]) or "error"))
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks), end
+            return Lost(False, "TLS: " + ("; ".join(entry[2] for entry in error.args[0]) or "error"))
+        return None
 
     def _read_raw(self) -> None:
         """After close_notify, and while closing: nothing is wanted but the end of the TCP connection.
@@ -399,7 +456,7 @@ class TLSStream(SocketStream):
     def _release(self) -> None:
         super()._release()
         # OpenSSL holds some 50 kB; a reference to this stream may outlive it by far.
-        self._connection = None
+        self._connection = self._ssl = None
         handshake = self._end_handshake()
         if handshake is not None:
             handshake.errback(self._error("cancelled", "the connection was aborted"))
