@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import tempfile
@@ -20,6 +19,7 @@ from defender.contract.errors import ContractError
 from defender.contract.facts import Subject
 from defender.service import Defender, make_service
 from defender.settings import load_settings
+from tests.spool import read_events
 
 POLICY = "schema: 1\nrules:\n  - {name: all, users: [bruce], effect: allow}\n"
 CLOCK: Any = reactor
@@ -50,8 +50,8 @@ class DefenderTests(TestCase):
         return defender
 
     def events(self) -> list[dict[str, Any]]:
-        self.defender.journal.flush()
-        return [json.loads(line) for line in (self.state / "audit" / "events.jsonl").read_text().splitlines()]
+        self.defender.journal.settle()
+        return read_events(self.state)
 
     @inlineCallbacks
     def until(self, holds: Callable[[], object]) -> Any:
@@ -139,10 +139,10 @@ class DefenderTests(TestCase):
 
     @inlineCallbacks
     def test_reload_says_what_needs_a_restart(self) -> Any:
-        self.write_settings('[audit]\nfile = "elsewhere.jsonl"\n')
+        self.write_settings('[audit]\ndirectory = "elsewhere"\n')
         told = yield self.defender.reload()
-        self.assertEqual(told.said, ["audit.file has changed, which takes effect at the next start"])
-        self.assertEqual(self.defender.settings.audit.file, self.state / "audit" / "events.jsonl")
+        self.assertEqual(told.said, ["audit.directory has changed, which takes effect at the next start"])
+        self.assertEqual(self.defender.settings.audit.directory, self.state / "audit")
 
     @inlineCallbacks
     def test_bad_settings_change_nothing(self) -> Any:
@@ -163,7 +163,7 @@ class DefenderTests(TestCase):
     def test_stop_is_noted_and_leaves_no_socket(self) -> Any:
         yield self.until(lambda: (self.state / "docker.sock").exists())
         yield self.defender.stopService()
-        last = json.loads((self.state / "audit" / "events.jsonl").read_text().splitlines()[-1])
-        self.assertEqual(last["req"]["action"], "defender_stop")
+        actions = [event["req"]["action"] for event in read_events(self.state)]
+        self.assertEqual(actions[-2:], ["defender_stop", "audit_close"])
         self.assertFalse((self.state / "docker.sock").exists())
         self.assertFalse((self.state / "control.sock").exists())

@@ -44,8 +44,9 @@ class Defaults(SynchronousTestCase):
         self.assertEqual(settings.tls.minimum, "1.3")
         self.assertEqual(settings.policy.file, Path("/var/lib/defender/policy.yaml"))
         self.assertEqual(settings.policy.prefix, "[Defender]")
-        self.assertEqual(settings.audit.file, Path("/var/lib/defender/audit/events.jsonl"))
-        self.assertEqual(settings.audit.max_bytes, 67108864)
+        self.assertEqual(settings.audit.directory, Path("/var/lib/defender/audit"))
+        self.assertEqual(settings.audit.max_bytes, 2**30)
+        self.assertEqual((settings.audit.durability, settings.audit.when_full), ("strict", "rotate"))
         self.assertEqual(settings.limits.head_bytes, 65536)
         self.assertEqual(settings.control.socket, Path("/var/lib/defender/control.sock"))
         self.assertEqual(settings.source, "defender.toml")
@@ -100,7 +101,7 @@ class Problems(SynchronousTestCase):
     def test_every_problem_is_reported_in_the_order_of_the_file(self) -> None:
         lines = self.refused(
             "[limits]\nheaders = 2\nlinger = true\n[engine]\npool = 1.5\nconnect_timeout = nan\n"
-            '[audit]\nkeep = "8"\n[listen]\nmode = 1\n'
+            '[audit]\nmax_bytes = "8"\n[listen]\nmode = 1\n'
         )
         self.assertEqual(
             lines,
@@ -110,7 +111,7 @@ class Problems(SynchronousTestCase):
                 "defender.toml:3:1: limits.linger: must be a number of seconds, not a boolean",
                 "defender.toml:5:1: engine.pool: must be a whole number, not a number",
                 "defender.toml:6:1: engine.connect_timeout: nan is out of range: 0.1 to 300 seconds",
-                "defender.toml:8:1: audit.keep: must be a whole number, not a string",
+                "defender.toml:8:1: audit.max_bytes: must be a whole number, not a string",
                 "defender.toml:10:1: listen.mode: must be a string in quotes, not a whole number",
             ],
         )
@@ -184,10 +185,10 @@ class Problems(SynchronousTestCase):
             ],
         )
         self.assertEqual(
-            self.refused('defender.state = "/s"\nengine = {pool = -1}\naudit.keep = 0\n'),
+            self.refused('defender.state = "/s"\nengine = {pool = -1}\naudit.segment_bytes = 0\n'),
             [
                 "defender.toml:2:1: engine.pool: -1 is out of range: 0 to 4096",
-                "defender.toml:3:1: audit.keep: 0 is out of range: 1 to 1000",
+                "defender.toml:3:1: audit.segment_bytes: 0 is out of range: 65536 to 268435456",
             ],
         )
 
@@ -248,7 +249,7 @@ class Change(SynchronousTestCase):
         self.assertIn("listen.mode", changes.live)
         self.assertIn("policy.prefix", changes.live)
         self.assertIn("defender.state", changes.fixed)
-        self.assertIn("audit.file", changes.fixed)
+        self.assertIn("audit.directory", changes.fixed)
         self.assertNotIn("listen.mode", changes.fixed)
         self.assertEqual(set(changes.keys), set(changes.fixed) | set(changes.live))
 

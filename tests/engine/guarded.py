@@ -29,6 +29,7 @@ from defender.contract.local import make_request
 from deploy.docker_api import ping
 from deploy.processes import Process, wait_until
 from tests.engine.dockerd import client_environment, engine
+from tests.spool import Follower, now
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BRUCE = "bruce@example.com"
@@ -138,27 +139,20 @@ def free_port() -> int:
 
 
 class Trail:
-    """The events of one defender, read from its file as they come."""
+    """The events of one defender, read from its spool as they come."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, state: Path) -> None:
+        self._follower = Follower(state)
 
     def mark(self) -> int:
-        """Return the place where the next event will be written."""
-        try:
-            return self.file.stat().st_size
-        except FileNotFoundError:
-            return 0
+        """Return a mark between the events recorded so far and the next."""
+        return now()
 
-    def read(self, since: int = 0) -> list[Event]:
-        """Return the whole events written since a mark."""
-        try:
-            with self.file.open("rb") as file:
-                file.seek(since)
-                lines = file.read().split(b"\n")
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines[:-1]]
+    def read(self, since: int = 0, *, running: bool = True) -> list[Event]:
+        """Return the events recorded since a mark, those of a `running` defender up to now."""
+        if running:
+            self._follower.settle()
+        return self._follower.read(since)
 
     def wait_for(
         self,
@@ -175,7 +169,7 @@ class Trail:
         """
         deadline = time.monotonic() + patience
         while True:
-            events = self.read(since)
+            events = self._follower.read(since)
             found = [event for event in events if wanted(event)]
             if len(found) >= count:
                 return found
@@ -241,7 +235,7 @@ class Guarded:
         self.log = self.state / "defender.log"
         self.policy = self.state / "policy.yaml"
         self.policy.write_text(policy, "utf-8")
-        self.trail = Trail(self.state / "audit" / "events.jsonl")
+        self.trail = Trail(self.state)
         self._engine_address = engine_address or engine().address
         self._extra = dict(settings or {})
         self._tls = tls or authority() / "tls"

@@ -135,7 +135,7 @@ class SecretTests(SynchronousTestCase):
                 self.plant(cli, environment)
         self.plant_by_hand()
         self.defender.stop()
-        actions = {event["req"]["action"] for event in self.defender.trail.read()}
+        actions = {event["req"]["action"] for event in self.defender.trail.read(running=False)}
         self.assertLessEqual(
             {
                 "container_create",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import random
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.proxying.client import Peer, authority, connect_tls, connect_unix
+from tests.spool import Follower
 
 ROOT = Path(__file__).resolve().parents[2]
 _START = "import sys; from twisted.scripts.twistd import run; sys.argv[0] = 'twistd'; run()"
@@ -72,9 +72,9 @@ class RunningDefender:
         self.state = Path(tempfile.mkdtemp(prefix="dfp-", dir="/tmp"))
         self.port = _free_port()
         self.unix = str(self.state / "d.sock")
-        self._read = 0
         self._ports: set[str] = set()
-        self._events_file = self.state / "audit" / "events.jsonl"
+        self._trail = Follower(self.state)
+        self._taken = 0
         self._log = self.state / "log"
         tables = {
             "defender": f'name = "web1"\nstate = "{self.state}"',
@@ -185,14 +185,13 @@ class RunningDefender:
             return event["kind"] == "engine" and event["actor"].get("src", "") in self._ports | {""}
 
         def enough() -> bool:
-            with self._events_file.open("rb") as file:
-                file.seek(self._read)
-                data = file.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            self._read += len(whole)
-            found.extend(event for line in whole.splitlines() if is_ours(event := json.loads(line)))
+            events = self._trail.read()
+            found.extend(event for event in events[self._taken :] if is_ours(event))
+            self._taken = len(events)
             return len(found) >= count
 
+        if not count:
+            self._trail.settle()
         try:
             wait_until(enough, f"{count} events")
         except AssertionError as late:

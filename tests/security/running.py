@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from twisted.trial.unittest import TestCase
 
 from defender.service import Defender, make_service
 from defender.settings import load_settings
+from tests.spool import read_events
 
 POLICY = "schema: 1\nrules:\n  - {name: all, users: [bruce], effect: allow}\n"
 
@@ -41,5 +41,5 @@ class DefenderCase(TestCase):
         return self.defender
 
     def events(self) -> list[dict[str, Any]]:
-        self.defender.journal.flush()
-        return [json.loads(line) for line in (self.state / "audit" / "events.jsonl").read_text().splitlines()]
+        self.defender.journal.settle()
+        return read_events(self.state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from shutil import rmtree
 from typing import Any
 from unittest import mock
 
@@ -43,7 +44,7 @@ class DamagedFileTests(DefenderCase):
                 [e["result"]["ok"] for e in self.events() if e["kind"] == "policy"], [True, False]
             )
             yield defender.stopService()
-            (self.state / "audit" / "events.jsonl").unlink()
+            rmtree(self.state / "audit")
         file.write_text('{"schema": 1, "locks": []}')
         self.start()
         self.assertEqual(self.effect(), "allow")

@@ -10,7 +10,6 @@ from typing import Any
 from hypothesis import given, settings, strategies
 from twisted.trial.unittest import SynchronousTestCase
 
-from defender.audit.journal import Stamp
 from defender.contract import audit
 from defender.contract.actions import OPERATIONS, recognize
 from defender.contract.audit import (
@@ -53,9 +52,24 @@ class Denied:
     effect, rule, reason = "deny", "devs_rule", "action not listed"
 
 
+def sealed(event: Event) -> Event:
+    """The event with what a recorder adds to it."""
+    identity = "0193a2e4-0000-7000-8000-000000000000"
+    return {
+        "v": 1,
+        "id": identity,
+        "agent": "web1",
+        "epoch": "9f3c00000000aaaa",
+        "seq": 1,
+        "ts_wall": "2027-01-15T08:00:00.000Z",
+        **event,
+        "corr": event.get("corr") or identity,
+    }
+
+
 class EventCase(SynchronousTestCase):
     def check(self, event: Event) -> dict[str, Any]:
-        line = to_line(Stamp("web1").seal(event))
+        line = to_line(sealed(event))
         self.assertRegex(line, rb"\A[\x20-\x7e]+\n\Z")
         value: dict[str, Any] = json.loads(line)
         self.assertEqual(faults(value, SCHEMA), [])
@@ -97,7 +111,7 @@ class Shape(EventCase):
     def test_attempt_result_and_end_are_joined(self) -> None:
         actor, decision = actor_of(ROOT_USER), decision_of(Denied, 1, "sha256:" + "0" * 64)
         request = describe("container_attach", "POST", "/containers/x/attach", (), {"name": "x"}, (1, 41))
-        corr = Stamp("web1").new_id()
+        corr = "0193a2e4-0000-7000-8000-000000000001"
         events = [
             self.check(request_event(actor, request, decision, corr=corr)),
             self.check(request_event(actor, request, decision, corr=corr, status=101, ms=1.0, error="late")),
