@@ -17,7 +17,8 @@ from typing import Final
 HIDDEN: Final = "***"
 
 
-def _words(text: str) -> frozenset[str]:
+def words_of(text: str) -> frozenset[str]:
+    """The words of a text, for a table that is written as one."""
     return frozenset(text.split())
 
 
@@ -29,7 +30,7 @@ MAX_KEY: Final = 64
 MAX_PAIRS: Final = 64
 
 #: Query parameters of the Engine API 1.24 to 1.56 whose values are recorded.
-PLAIN: Final = _words("""
+PLAIN: Final = words_of("""
     CheckpointDir all author before buildid cachefrom cgroupparent checkpoint checkpoint-dir comment
     condition container copyUIDGID cpuperiod cpuquota cpusetcpus cpusetmems cpushares detachKeys details
     dir dockerfile extrahosts filter filters follow force forcerm format fromImage h id identity
