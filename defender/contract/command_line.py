@@ -127,14 +127,14 @@ class _Line:
             return self._value(pending, word)
         if word in _READS_SECRET or word.rpartition("/")[2] in _READS_SECRET:
             self.takes_stdin = self.takes_stdin_of_text = True
+        if self._operands:
+            key, equals, _ = word.partition("=")
+            return self.hide(key + equals if equals and key.isidentifier() else "")
         if word.startswith("-") and len(word) > 1:
             shown = self._option(word)
             if shown is not None:
                 return shown
         else:
-            if self._operands:
-                key, equals, _ = word.partition("=")
-                return self.hide(key + equals if equals and key.isidentifier() else "")
             if quoted and (previous in _NOUNS or (previous == "by" and "identified" in self._words)):
                 return self.hide()
             self._notice(word, previous)

@@ -20,7 +20,7 @@ class Program:
 
     `short`: letters of options with a value, apart or attached, and what of it is hidden; `attached` ones
     have theirs attached or none; `long`: names of options. `when`: a word that must have come for `short` to
-    count. `words`: after one of these every operand is hidden, "" stands for the program itself. `exact`: its
+    count. `words`: after one of these every word is hidden, "" stands for the program itself. `exact`: its
     options of one letter are not run together.
     """
 
