@@ -123,7 +123,7 @@ class Defender(MultiService):
         )
         self.activation = PolicyActivation(settings.defender.name)
         # Clients and Engine alike: what the reactor itself still watches is no request's business.
-        poll = Poll(reactor)
+        self._poll = poll = Poll(reactor)
         self.pool = BackendPool(
             lambda: connect_unix(poll, self.settings.engine.socket, self.settings.engine.connect_timeout),
             address=settings.engine.address,
@@ -217,6 +217,7 @@ class Defender(MultiService):
         self._locks_watch.start()
         self.listener.started.addCallback(self._reported)
         super().startService()
+        self._poll.lead()
         signal.signal(signal.SIGHUP, self._hang_up)
 
     def stopService(self) -> Deferred[None]:
@@ -226,6 +227,7 @@ class Defender(MultiService):
             self._policy_watch.stop()
             self._locks_watch.stop()
             self._names.stop()
+            self._poll.follow()
             self.journal.record(defender_event("defender_stop", version=__version__))
             return self.journal.stop().addCallback(lambda _: result)
 

@@ -5,6 +5,11 @@ through three containers for every event. `Poll` pays the reactor's price once f
 ``doRead`` and ``doWrite`` in a tight loop. It stands in for the reactor wherever descriptors are added and
 removed, and passes time through, so that a stream works with either.
 
+`Poll.lead` goes one step further and turns the nesting around: the reactor waits in this epoll, which holds
+the reactor's own as one descriptor among others. A wake-up is one system call then, and the reactor's price
+is paid only when one of its own descriptors has something. That matters where connections are few, and so
+are the events of a batch.
+
 It keeps the reactor's promises: an exception ends the descriptor that raised it and nothing else, a hang-up
 that comes without input is told with ``connectionLost``, and the end of the reactor is passed on. Beyond
 them, an event of a descriptor that was closed in the same batch never reaches the one that took its number.
@@ -13,7 +18,6 @@ them, an event of a descriptor that was closed in the same batch never reaches t
 from __future__ import annotations
 
 import contextlib
-import errno
 import select
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +42,7 @@ _HUNG_UP = Failure(ConnectionLost())
 class Poll:
     """What streams, acceptors and connection attempts take in place of the reactor.
 
-    It is one of the reactor's readers as long as there is a descriptor in it, and costs nothing else.
+    Unless it leads, it is one of the reactor's readers as long as there is a descriptor in it.
 
     What ``doRead`` and ``doWrite`` return is not looked at: a descriptor closes itself.
 
@@ -56,6 +60,27 @@ class Poll:
         self._selectables: dict[int, Any] = {}
         self._interest: dict[int, int] = {}
         self._fresh: set[int] = set()
+        self._outer = -1  # the reactor's own epoll, while this one leads
+
+    def lead(self) -> None:
+        """Have the reactor wait here. Does nothing if it is not epoll's, or if another `Poll` leads it."""
+        outer = getattr(self._reactor, "_poller", None)
+        if not isinstance(outer, select.epoll) or "doIteration" in vars(self._reactor):
+            return
+        if self._selectables:
+            self._reactor.removeReader(self)
+        self._outer = outer.fileno()
+        self._epoll.register(self._outer, _IN)
+        self._reactor.doIteration = self._iterate
+
+    def follow(self) -> None:
+        """Undo `lead`."""
+        if self._outer != -1:
+            del self._reactor.doIteration
+            self._epoll.unregister(self._outer)
+            self._outer = -1
+            if self._selectables:
+                self._reactor.addReader(self)
 
     # What takes the place of the reactor.
 
@@ -88,7 +113,7 @@ class Poll:
         before = self._interest.get(fd, 0)
         if not before:
             self._epoll.register(fd, flag)
-            if not self._selectables:
+            if not self._selectables and self._outer == -1:
                 self._reactor.addReader(self)
             self._selectables[fd] = selectable
             self._fresh.add(fd)
@@ -121,7 +146,7 @@ class Poll:
         del self._selectables[fd], self._interest[fd]
         with contextlib.suppress(OSError):  # closed already, which took it out
             self._epoll.unregister(fd)
-        if not self._selectables:
+        if not self._selectables and self._outer == -1:
             self._reactor.removeReader(self)
 
     # What the reactor calls.
@@ -133,21 +158,22 @@ class Poll:
         return "-"
 
     def doRead(self) -> None:
-        """Take what the kernel has to tell, and pass it on."""
-        try:
-            events = self._epoll.poll(0, EVENTS)
-        except OSError as error:
-            if error.errno == errno.EINTR:
-                return
-            raise
+        """There is something to be told, and nothing to wait for."""
+        self._iterate(0)
+
+    def _iterate(self, timeout: float | None) -> None:
+        """Wait ``timeout`` seconds at most, without end if None, and pass on what the kernel has to tell."""
+        events = self._epoll.poll(timeout, EVENTS)
         selectables = self._selectables
         fresh = self._fresh
         fresh.clear()
         for fd, event in events:
-            selectable = selectables.get(fd)
+            selectable: Any = selectables.get(fd)
             # A number that came into use in this batch is not the descriptor that the event is about; if
             # there is an event of its own, the kernel tells it again in the next batch.
             if selectable is None or (fresh and fd in fresh):
+                if fd == self._outer:
+                    self._reactor.doPoll(0)
                 continue
             if event & _LOST and not event & _IN:
                 self._hung_up(fd, selectable)
@@ -155,7 +181,7 @@ class Poll:
             try:
                 if event & _IN:
                     selectable.doRead()
-                    if event & _OUT and selectables.get(fd) is selectable:
+                    if event & _OUT and fd in selectables and fd not in fresh:
                         selectable.doWrite()
                 else:
                     selectable.doWrite()

@@ -232,7 +232,7 @@ def driven_poll() -> Iterator[DrivenPoll]:
 
 def turn(poll: DrivenPoll) -> None:
     poll.reactor.runUntilCurrent()
-    poll.reactor.doPoll(0)
+    poll.reactor.doIteration(0)
 
 
 class TruncatedError(Exception):

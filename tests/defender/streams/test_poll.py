@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 
 from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from defender.streams.plain import PlainStream
-from defender.streams.poll import EVENTS
+from defender.streams.poll import EVENTS, Poll
 from tests.defender.streams.harness import Recorder, driven_poll, reset, tcp_pair, turn, unix_pair
 
 
@@ -214,3 +216,72 @@ class PollTests(SynchronousTestCase):
         self.assertEqual((bad.calls, receiver.calls), (["lost"], ["connection_lost"]))
         self.assertEqual((self.poll.getReaders(), self.poll.getWriters()), ([], []))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class LeadingTests(PollTests):
+    """The same, with the reactor waiting in the poll; and what is particular to that."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.poll.lead()
+        self.addCleanup(self.poll.follow)
+
+    def test_the_reactor_holds_it_as_long_as_there_is_something_in_it(self) -> None:
+        """It does not while the poll leads: each would wait for the other."""
+        descriptor = self.make()
+        self.poll.addReader(descriptor)
+        self.assertNotIn(self.poll, self.poll.reactor.getReaders())
+        self.poll.follow()
+        self.poll.follow()
+        self.assertIn(self.poll, self.poll.reactor.getReaders())
+        self.assertEqual(self.poll.reactor.doIteration, self.poll.reactor.doPoll)
+        self.peers[0].send(b"x")
+        turn(self.poll)
+        self.poll.lead()
+        turn(self.poll)
+        self.assertEqual(descriptor.calls, ["read", "read"])
+        self.assertNotIn(self.poll, self.poll.reactor.getReaders())
+        self.poll.removeReader(descriptor)
+
+    def test_the_end_of_the_reactor_reaches_everything_in_it(self) -> None:
+        """Who leads lets go before."""
+        self.poll.follow()
+        super().test_the_end_of_the_reactor_reaches_everything_in_it()
+
+    def test_the_reactors_own_descriptors_are_served(self) -> None:
+        inner, outer = self.make(), self.make()
+        self.poll.addReader(inner)
+        self.poll.reactor.addReader(outer)
+        for peer in self.peers:
+            peer.send(b"x")
+        turn(self.poll)
+        self.assertEqual((inner.calls, outer.calls), (["read"], ["read"]))
+        self.poll.removeReader(inner)
+        self.poll.reactor.removeReader(outer)
+
+    def test_another_thread_wakes_it(self) -> None:
+        heard: list[str] = []
+        self.poll.reactor.installWaker()
+        thread = threading.Thread(target=self.poll.reactor.callFromThread, args=(heard.append, "heard"))
+        thread.start()
+        self.poll.reactor.doIteration(20)
+        self.poll.reactor.runUntilCurrent()
+        thread.join()
+        self.assertEqual(heard, ["heard"])
+
+    def test_one_poll_leads_a_reactor(self) -> None:
+        second = Poll(self.poll.reactor)
+        second.lead()
+        descriptor = self.make()
+        second.addReader(descriptor)
+        self.peers[0].send(b"x")
+        turn(self.poll)
+        self.assertEqual(descriptor.calls, ["read"], "it is nested, as without leading")
+        second.follow()
+        self.assertEqual(self.poll.reactor.doIteration, self.poll._iterate)
+        second.removeReader(descriptor)
+
+    def test_a_reactor_without_epoll_is_left_alone(self) -> None:
+        clock = Clock()
+        Poll(clock).lead()
+        self.assertNotIn("doIteration", vars(clock))
