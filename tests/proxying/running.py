@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from defender.contract.actions import OPERATIONS
 from tests.proxying.client import Peer, authority, connect_tls, connect_unix
 from tests.spool import Follower
 
@@ -38,6 +39,9 @@ rules:
 
 READABLE = frozenset({"container_list", "docker_ping"})
 """What `reader` may do."""
+
+
+_RECORDED_FIRST = frozenset(operation.action for operation in OPERATIONS if operation.record_first)
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout: float = 20.0) -> None:
@@ -75,6 +79,7 @@ class RunningDefender:
         self._ports: set[str] = set()
         self._trail = Follower(self.state)
         self._taken = 0
+        self._attempts: set[str] = set()
         self._log = self.state / "log"
         tables = {
             "defender": f'name = "web1"\nstate = "{self.state}"',
@@ -172,13 +177,25 @@ class RunningDefender:
                 return int(line.split()[1]) * 1024
         raise AssertionError(f"no {key} in /proc/PID/status")
 
+    def _check_attempt(self, event: dict[str, Any]) -> None:
+        if event["phase"] == "attempt":
+            self._attempts.add(event["corr"])
+        elif event["req"]["action"] in _RECORDED_FIRST and event["decision"]["effect"] == "allow":
+            served = 100 < event["result"].get("status", 0) < 400
+            if served and event["corr"] not in self._attempts:
+                raise AssertionError(f"served without an attempt on record: {event}")
+
     def forget_events(self) -> None:
         """Forget the events so far, and those that clients of until now will still cause."""
         self._ports.clear()
         self.take_events()
 
-    def take_events(self, count: int = 0) -> list[dict[str, Any]]:
-        """Return the Engine calls' events since the last call; blocks until there are at least `count`."""
+    def take_events(self, count: int = 0, *, attempts: bool = False) -> list[dict[str, Any]]:
+        """Return the Engine calls' events since the last call; blocks until there are at least `count`.
+
+        Of attempts only if they are asked for. That every call which must have one has it, before its result
+        and under the same `corr`, is checked here for all tests.
+        """
         found: list[dict[str, Any]] = []
 
         def is_ours(event: dict[str, Any]) -> bool:
@@ -186,7 +203,11 @@ class RunningDefender:
 
         def enough() -> bool:
             events = self._trail.read()
-            found.extend(event for event in events[self._taken :] if is_ours(event))
+            for event in events[self._taken :]:
+                if event["kind"] == "engine":
+                    self._check_attempt(event)
+                if is_ours(event) and (attempts or event["phase"] != "attempt"):
+                    found.append(event)
             self._taken = len(events)
             return len(found) >= count
 
