@@ -34,7 +34,7 @@ def words(text: str) -> frozenset[str]:
 
 
 SHELL_NAMES = words("""
-    tap service protocol store journal tls frontend backend tunnel peer enrollment plain acceptor control
+    tap service protocol store disk journal tls frontend backend tunnel peer enrollment plain acceptor control
     descriptor poll
     watch forwarding
 """)

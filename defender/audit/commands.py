@@ -88,13 +88,18 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
+class Inspect:
+    """Look at a little more of what earlier runs left; rename segments that turn out to be damaged."""
+
+
+@dataclass(frozen=True, slots=True)
 class Retry:
     """Give ``retry`` after `delay` seconds."""
 
     delay: float
 
 
-Command = Open | Commit | Prepare | Survey | Retry
+Command = Open | Commit | Prepare | Survey | Inspect | Retry
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,10 @@ from twisted.logger import Logger
 
 from defender.audit import notes
 from defender.audit.commands import Command, Pressure, Retry
+from defender.audit.disk import DiskThread
+from defender.audit.recovery import Finding
 from defender.audit.spool import FULL, Spool, State
-from defender.audit.store import Answer, DiskThread, Done, Opening, Store, There, Trouble
+from defender.audit.store import Answer, Done, Looked, Opening, Store, There, Trouble
 from defender.contract.audit import Event
 from defender.contract.packing import CLOSING, assemble, micros_of, pack_body, unpack
 from defender.contract.spool import SEGMENT_SIZE, SpoolError, room
@@ -42,6 +44,8 @@ MAX_WAITING_BYTES: Final = 4 * 1024 * 1024
 RESERVED_WAITING: Final = 1.25
 #: Seconds until those who wait are told that the disk does not answer; so long a stop waits too.
 PATIENCE: Final = 5.0
+#: Seconds between two looks at what earlier runs left.
+PAUSE: Final = 0.05
 #: Seconds by which the wall clock may run apart from the monotonic one between two commits.
 CLOCK_STEP: Final = 300.0
 
@@ -112,7 +116,7 @@ class Journal:
         self._count = 0  # events of the commit under way
         self._timer: IDelayedCall | None = None
         self._overdue = False
-        self._retries: list[IDelayedCall] = []
+        self._calls: list[IDelayedCall] = []
         self._watch: IDelayedCall | None = None
         self._busy = 0.0  # since when the disk has a command, 0 if it has none
         self._stalled = False
@@ -137,7 +141,7 @@ class Journal:
                 self._finish()
             else:
                 self._payloads.append(self._assemble(*CLOSING, b""))
-                self._retries.append(self._reactor.callLater(PATIENCE, self._give_up))
+                self._calls.append(self._reactor.callLater(PATIENCE, self._give_up))
                 if self._spool.state is State.WAITING:
                     self._perform(self._spool.retry())
                 self._advance()
@@ -333,7 +337,7 @@ class Journal:
     def _perform(self, commands: Iterable[Command]) -> None:
         for command in commands:
             if isinstance(command, Retry):
-                self._retries.append(self._reactor.callLater(command.delay, self._retry))
+                self._calls.append(self._reactor.callLater(command.delay, self._retry))
                 continue
             self._busy = self._reactor.seconds() or 1e-9
             if self._watch is None:
@@ -341,7 +345,7 @@ class Journal:
             self._disk.submit(command, self._answered)
 
     def _retry(self) -> None:
-        self._retries = [call for call in self._retries if call.active()]
+        self._calls = [call for call in self._calls if call.active()]
         self._perform(self._spool.retry())
 
     def _answered(self, answer: Answer) -> None:
@@ -357,8 +361,14 @@ class Journal:
             case Opening():
                 commands = spool.opened(answer.opened, now)
                 self._opened(answer)
+                self._calls.append(self._reactor.callLater(PAUSE, self._inspect))
             case There():
                 commands = spool.surveyed(answer.segments, answer.spare, self._wall() // 1000, now)
+            case Looked():
+                commands = spool.inspected(answer.renamed)
+                self._find(answer.findings)
+                if answer.more:
+                    self._calls.append(self._reactor.callLater(PAUSE, self._inspect))
             case Done() if committing:
                 commands = spool.committed(now)
                 told, self._flying = self._flying, []
@@ -391,11 +401,22 @@ class Journal:
         self._overdue = self._overdue or self._gap_is_due()
         self._advance()
 
-    def _opened(self, opening: Opening) -> None:
-        for finding in opening.findings:
+    def _inspect(self) -> None:
+        """Look at a little of what earlier runs left, when nothing else is to be done."""
+        self._calls = [call for call in self._calls if call.active()]
+        if self._spool.state is State.READY and not self._waiting:
+            self._perform(self._spool.inspect())
+        else:
+            self._calls.append(self._reactor.callLater(PAUSE, self._inspect))
+
+    def _find(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
             self.repaired += finding.kind != "unclosed"
             self._log.warn("audit: {name}: {detail}", name=finding.name, detail=finding.detail)
             self._note(notes.of_finding(finding))
+
+    def _opened(self, opening: Opening) -> None:
+        self._find(opening.findings)
         last = micros_of(opening.last) if opening.last else 0
         if last // 1000 > self._millisecond:
             # Ids only rise, whatever became of the clock.
@@ -494,11 +515,11 @@ class Journal:
         self._finish()
 
     def _finish(self) -> None:
-        for call in (self._timer, self._watch, *self._retries):
+        for call in (self._timer, self._watch, *self._calls):
             if call is not None and call.active():
                 call.cancel()
         self._timer = self._watch = None
-        self._retries = []
+        self._calls = []
         self._refuse_all(_STOPPED)
         self._disk.stop()
         if self._stopping is not None and not self._stopping.called:

@@ -53,6 +53,7 @@ def of_finding(finding: Finding) -> Event:
         count = finding.last_seq - finding.first_seq + 1 if finding.last_seq else 0
         return gap(count, finding.first_seq, 0.0, f"{finding.name}: {finding.detail}")
     action, said = {
+        "altered": ("audit_altered", "somebody or something changed it"),
         "aside": ("audit_aside", "it was moved aside"),
         "damaged": ("audit_damaged", "its good records still count"),
         "torn": ("audit_torn", "it was cut after the last good record"),

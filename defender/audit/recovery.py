@@ -19,7 +19,7 @@ from defender.contract.spool import (
     Scan,
     begin,
 )
-from defender.contract.spool_order import Segment, arrange, flatten, segment_of
+from defender.contract.spool_order import Epoch, Segment, arrange, flatten, segment_of
 
 #: Names in the directory that are no segments: the lock, the next segment's room, what was set aside, and
 #: what a file system has at its root.
@@ -28,17 +28,17 @@ SPARE: Final = "spare"
 ASIDE: Final = "quarantine"
 OWN_NAMES: Final = frozenset({LOCK, SPARE, ASIDE, "lost+found"})
 
-Kind = Literal["aside", "damaged", "missing", "torn", "unclosed"]
+Kind = Literal["altered", "aside", "damaged", "missing", "torn", "unclosed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something that is not as a defender left it, in words for people.
 
-    "aside": a file that is no segment of this spool was moved to `ASIDE`; "damaged": a segment was renamed
-    and its good records still count; "missing": the records `first_seq` to `last_seq` are lost; "torn": the
-    last write was cut off, what was left of it is gone; "unclosed": the last run did not stop in good order.
-    A range of 0 is not known.
+    "altered": the hash chain does not hold; "aside": a file that is no segment of this spool was moved to
+    `ASIDE`; "damaged": a segment was renamed and its good records still count; "missing": the records
+    `first_seq` to `last_seq` are lost; "torn": the last write was cut off, and what was left of it was moved
+    to `ASIDE`; "unclosed": the last run did not stop in good order. A range of 0 is not known.
     """
 
     kind: Kind
@@ -65,7 +65,7 @@ class Judgement:
     `going_on`: the last of them is of an epoch that goes on, and not of one that is over.
     """
 
-    segments: tuple[Segment, ...]
+    segments: tuple[tuple[Epoch, Segment], ...]
     files: tuple[SegmentFile, ...]
     going_on: bool
     aside: dict[str, str]
@@ -95,10 +95,10 @@ def judge(seen: Iterable[Seen], agent: str) -> Judgement:
     for epoch in epochs:
         if epoch.foreign:
             aside |= {each.name: f"is of the defender {epoch.agent!r}" for each in epoch.segments}
-    ours = [segment for _, segment in flatten(epochs)]
+    ours = flatten(epochs)
     kept = [epoch for epoch in epochs if not epoch.foreign]
     files = tuple(
-        SegmentFile(each.name, each.header.epoch, each.header.first_seq, sizes[each.name]) for each in ours
+        SegmentFile(each.name, each.header.epoch, each.header.first_seq, sizes[each.name]) for _, each in ours
     )
     return Judgement(tuple(ours), files, bool(kept) and kept[-1].agent == agent, aside)
 

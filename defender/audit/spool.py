@@ -2,8 +2,8 @@
 
 Inputs in, commands out. The shell (`journal` on the reactor, `store` in its thread) performs each command
 and answers it once: `Open` with ``opened`` or ``failed``, `Commit` with ``committed`` or ``failed``,
-`Prepare` with ``prepared`` or ``unprepared``, `Survey` with ``surveyed`` or ``failed``. `Retry` is a timer
-that ends in ``retry``.
+`Prepare` with ``prepared`` or ``unprepared``, `Survey` with ``surveyed`` or ``failed``, `Inspect` with
+``inspected``. `Retry` is a timer that ends in ``retry``.
 
 Invariants:
 
@@ -19,13 +19,14 @@ Invariants:
 * A number is never given twice within an epoch, and none is left out: what is dropped before `add` has none,
   and a gap event says how many there were.
 
-States: *closed*, *opening*, *ready*, *committing*, *preparing* room, *waiting* for ``retry`` after a failure,
+States: *closed*, *opening*, *ready*, *committing*, *preparing* room,
+*inspecting* what earlier runs left, *waiting* for ``retry`` after a failure,
 *surveying* what is there after one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
@@ -33,6 +34,7 @@ from typing import Final
 from defender.audit.commands import (
     Command,
     Commit,
+    Inspect,
     Open,
     Opened,
     Part,
@@ -72,6 +74,7 @@ class State(Enum):
     READY = "ready"
     COMMITTING = "committing"
     PREPARING = "preparing"
+    INSPECTING = "inspecting"
     WAITING = "waiting"
     SURVEYING = "surveying"
 
@@ -261,6 +264,20 @@ class Spool:
         """There is no room for the next segment, which is no failure before it is needed."""
         self._prepare_at = now + PREPARE_AGAIN
         self._left(removed)
+        self.state = State.READY
+        return []
+
+    def inspect(self) -> list[Command]:
+        """The shell has time for a look at what earlier runs left; only in state *ready*."""
+        assert self.state is State.READY, self.state
+        self.state = State.INSPECTING
+        return [Inspect()]
+
+    def inspected(self, renamed: Mapping[str, str]) -> list[Command]:
+        """The look is over; some segments have other names now."""
+        self.segments = [
+            replace(segment, name=renamed.get(segment.name, segment.name)) for segment in self.segments
+        ]
         self.state = State.READY
         return []
 

@@ -1,9 +1,9 @@
-"""The spool's directory: its lock, its segments, and the one thread that writes and syncs them.
+"""The spool's directory: its lock and its segments.
 
-`Store` does what the commands say and answers with a value, also for what does not work; it is used by one
-thread at a time. `DiskThread` is that thread. The directory has mode 0700 and the files 0600; nothing in it
-is followed, and nothing is taken that belongs to somebody else. Its lock keeps a second defender out, for as
-long as the process lives.
+`Store` does what the commands say and answers with a value, also for what does not work. It is used by one
+thread at a time, and everything in it may block. The directory has mode 0700 and the files 0600; no link in
+it is followed, and nothing is taken that belongs to somebody else. Its lock keeps a second defender out, for
+as long as the process lives.
 """
 
 from __future__ import annotations
@@ -13,14 +13,24 @@ import errno
 import fcntl
 import os
 import stat
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Final
 
-from defender.audit.commands import Command, Commit, Open, Opened, Part, Prepare, SegmentFile, Survey, Tail
+from defender.audit.commands import (
+    Command,
+    Commit,
+    Inspect,
+    Open,
+    Opened,
+    Part,
+    Prepare,
+    SegmentFile,
+    Survey,
+    Tail,
+)
+from defender.audit.inspection import Inspection
 from defender.audit.recovery import (
     ASIDE,
     LOCK,
@@ -90,7 +100,18 @@ class Trouble:
     poisoned: str = ""
 
 
-Answer = Opening | Done | There | Trouble
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The answer to `Inspect`: whether there is more to look at; at the end what was found, and the new names
+    of damaged segments.
+    """
+
+    more: bool
+    findings: tuple[Finding, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
+Answer = Opening | Done | There | Looked | Trouble
 
 
 class Store:
@@ -113,6 +134,7 @@ class Store:
         self._fd = -1
         self._name = ""
         self._ranks: dict[int, int] = {}  # of epochs, the present one's is the highest
+        self._inspection: Inspection | None = None
         self._removed = 0
         self._done = 0
         self._touched = ""
@@ -133,6 +155,8 @@ class Store:
                     self._allocate()
                 case Survey():
                     return self._survey()
+                case Inspect():
+                    return self._inspect()
             return Done()
         except StoreError as error:
             reason = str(error)
@@ -140,6 +164,9 @@ class Store:
             reason = f"{self.directory}: {error.strerror or error}"
         if isinstance(command, Commit):
             self._let_go()
+        elif isinstance(command, Inspect):
+            self._inspection = None
+            return Looked(False)
         return Trouble(reason, self._done, self._removed, self._touched)
 
     def close(self) -> None:
@@ -224,11 +251,17 @@ class Store:
             Finding("aside", self._set_aside(name), why) for name, why in sorted(judgement.aside.items())
         ]
         files = list(judgement.files)
-        for index, segment in enumerate(judgement.segments[:-1]):
+        for index, (_, segment) in enumerate(judgement.segments[:-1]):
             if segment.problem and not segment.quarantined:
                 findings.append(Finding("damaged", segment.name, segment.problem))
                 files[index] = self._quarantine(files[index])
         opened, last, more = self._go_on(judgement, files)
+        named = [
+            (epoch, replace(segment, name=file.name))
+            for (epoch, segment), file in zip(judgement.segments, files, strict=True)
+        ]
+        # The last one was read from its beginning to its end, and is appended to.
+        self._inspection = Inspection(named, [*findings, *more]) if len(named) > 1 else None
         epochs = [*(file.epoch for file in files), opened.epoch]
         self._ranks = {epoch: rank for rank, epoch in enumerate(epochs)}
         return Opening(opened, (*findings, *more), last)
@@ -240,7 +273,7 @@ class Store:
         spare = self._spare_is_there()
         if not files:
             return self._new_epoch(files, spare, (0, 0, NO_CHAIN)), b"", ()
-        file, segment = files[-1], judgement.segments[-1]
+        file, segment = files[-1], judgement.segments[-1][1]
         found = self._scan(segment)
         how = continuation(segment, found)
         findings = list(how.findings)
@@ -370,6 +403,32 @@ class Store:
         return SegmentFile(name, segment.epoch, segment.first_seq, segment.size)
 
     # -- surveying
+
+    def _inspect(self) -> Looked:
+        inspection = self._inspection
+        if inspection is None:
+            return Looked(False)
+        if inspection.wanted is not None:
+            name, offset, size = inspection.wanted
+            try:
+                fd = self._open_file(name, os.O_RDONLY)
+            except FileNotFoundError:
+                inspection.feed(None)
+                return Looked(True)
+            try:
+                inspection.feed(os.pread(fd, size, offset))
+            finally:
+                os.close(fd)
+            return Looked(True)
+        self._inspection = None
+        findings = []
+        renamed = {}
+        for finding in inspection.findings():
+            if finding.kind == "damaged" and finding.name != self._name:
+                file = self._quarantine(SegmentFile(finding.name, 0, 0, 0))
+                renamed[finding.name] = file.name
+            findings.append(finding)
+        return Looked(False, tuple(findings), renamed)
 
     def _survey(self) -> There:
         if not self._owned():
@@ -506,50 +565,3 @@ def _sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-class DiskThread:
-    """The thread that a `Store` lives in. `call_in_reactor` is the reactor's `callFromThread`."""
-
-    def __init__(self, store: Store, call_in_reactor: Callable[..., object]) -> None:
-        self._store = store
-        self._call_in_reactor = call_in_reactor
-        self._work: SimpleQueue[tuple[Command, Callable[[Answer], object]] | None] = SimpleQueue()
-        self._answers: SimpleQueue[tuple[Callable[[Answer], object], Answer]] = SimpleQueue()
-        # A daemon: a disk that does not answer must not keep the process from ending.
-        self._thread = threading.Thread(target=self._run, name="audit-spool", daemon=True)
-        self._started = False
-
-    def submit(self, command: Command, answer: Callable[[Answer], object]) -> None:
-        """Have a command done; `answer` is called in the reactor."""
-        if not self._started:
-            self._started = True
-            self._thread.start()
-        self._work.put((command, answer))
-
-    def stop(self) -> None:
-        """Close the store when all is done that was submitted; does not wait for it."""
-        if self._started:
-            self._work.put(None)
-
-    def wait(self, timeout: float) -> bool:
-        """Block until an answer is there and give it, for where no reactor runs; False if none comes."""
-        try:
-            answer, value = self._answers.get(timeout=timeout)
-        except Empty:
-            return False
-        answer(value)
-        return True
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            command, answer = work
-            self._answers.put((answer, self._store.perform(command)))
-            self._call_in_reactor(self._deliver)
-        self._store.close()
-
-    def _deliver(self) -> None:
-        with contextlib.suppress(Empty):
-            while True:
-                answer, value = self._answers.get_nowait()
-                answer(value)
