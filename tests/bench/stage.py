@@ -148,6 +148,8 @@ class LoadClient:
             raise TargetError(f"{target.name}, {mode}: {complaint or output or 'no figures'}") from None
         if figures["errors"]:
             raise TargetError(f"{target.name}, {mode}: {figures['errors']} errors: {figures['error']}")
+        if figures.get("requests") == 0:
+            raise TargetError(f"{target.name}, {mode}: no request was answered in time")
         return figures
 
 

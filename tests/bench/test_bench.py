@@ -13,7 +13,9 @@ from defender.contract.facts import Subject
 from defender.contract.policy import PolicyTable
 from defender.contract.policy_schema import load_policy
 from defender.settings import read_settings
+from tests.bench import real_engine
 from tests.bench.cases import ATTACH, DISTINCT_TARGETS, FULL, GROUPS, TARGET_PATH, cases
+from tests.bench.children import ROOT
 from tests.bench.decisions import RULES, USERS, policy_cost, policy_text, subjects
 from tests.bench.durable import OTHER, RECORD_FIRST
 from tests.bench.goals import Goal, goals
@@ -22,7 +24,7 @@ from tests.bench.report import KINDS, comparison
 from tests.bench.run import chosen, options_parser
 from tests.bench.spool import spool_cost
 from tests.bench.stage import cores, scene_of
-from tests.bench.targets import CLOSING, POLICY, SECTIONS, TUNED, defender_settings, haproxy_config
+from tests.bench.targets import CLOSING, POLICY, SECTIONS, TARGETS, TUNED, defender_settings, haproxy_config
 
 MEASURED = (
     ("GET", TARGET_PATH),
@@ -195,3 +197,11 @@ class Profile(SynchronousTestCase):
                 case.name for case in cases(FULL, scene_of(Path(name), Path(name) / "engine.sock", None))
             }
         self.assertLessEqual(set(PROFILED.values()), known)
+
+
+class Page(SynchronousTestCase):
+    def test_names_every_target_and_every_group_of_cases(self) -> None:
+        text = (ROOT / "docs/explanation/performance.md").read_text("utf-8")
+        table = re.findall(r"^\| (`.+?) \|", text, re.MULTILINE)
+        named = {name for cell in table for name in re.findall(r"`([a-z-]+)`", cell)}
+        self.assertEqual(named, {*TARGETS, *real_engine.TARGET_NAMES, *GROUPS})
