@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -131,12 +132,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 1 <= options.seconds <= 600:
         parser.error("--seconds must be between 1 and 600")
+    # Ended from outside it ends its children too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     names = chosen(options.cases, PROFILED, "case", parser)
     try:
         profile(options.directory, names, options.seconds, options.native)
     except (TargetError, OSError) as error:
         print(f"profile: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("profile: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

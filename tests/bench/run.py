@@ -13,6 +13,7 @@ import argparse
 import json
 import resource
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -77,14 +78,21 @@ def main(arguments: list[str] | None = None) -> int:
     # Children hold thousands of connections.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Ended from outside it ends its children too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     began = time.monotonic()
     try:
+        if options.json:
+            Path(options.json).touch()  # before the work, not after it
         with tempfile.TemporaryDirectory(prefix="bench", dir=options.directory) as directory:
             described = machine(Path(directory))
             run.do(Path(directory))
     except (TargetError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted", file=sys.stderr)
+        return 130
     medians = run.medians()
     durable = run.found.get("durable")
     reached = goals(
