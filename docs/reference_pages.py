@@ -51,8 +51,9 @@ _EVENTS: Final = f"""\
 
 {_NOTE}
 
-An event is one line of JSON in the file that the setting `audit.file` names. The machine-readable form of
-this page is [event.schema.json](event.schema.json).
+The defender records events in its [spool](../specification/spool.md); `defenderctl audit tail --json` prints
+each as one line of JSON with the keys below. The machine-readable form of this page is
+[event.schema.json](event.schema.json).
 [How to read the audit log](../how-to/read-the-audit-log.md) shows the commands.
 """
 

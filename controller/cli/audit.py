@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import io
-import json
 import os
 import re
-import shutil
 import sys
 import time
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
-from rich.cells import cell_len, set_cell_size
-from rich.console import Console
-from rich.text import Text
 
-from controller.cli.event_lines import EventFiles, Line
-from controller.cli.output import MAX_WIDTH, complain, state_option
+from controller.cli.event_table import JsonWriter, TableWriter, Writer, part
+from controller.cli.output import complain, json_option, state_option
+from controller.cli.spool_check import verify_spool
+from controller.cli.spool_files import Follower, SpoolFiles, spool_of
 from defender.contract.actions import KNOWN_NAMES, names_of
-from defender.contract.audit import REQUIRED, SCHEMA_VERSION, timestamp
+from defender.contract.audit import Event
+from defender.contract.packing import micros_of, unpack
 from defender.contract.pattern import compile_glob, is_glob
 from defender.contract.rule import ACTIONS
+from defender.contract.spool import SpoolError
+from defender.contract.spool_order import NO_HEADER, Epoch, Segment
+from defender.contract.spool_reading import (
+    Finding,
+    Item,
+    Trouble,
+    Walk,
+    foreign_findings,
+    walk,
+)
 
-POLL: Final = 0.2
-"""Seconds between two looks at a file that is followed."""
+POLL: Final = 0.1
+"""Seconds between two looks at a spool that is followed."""
 
 _UNITS: Final[Mapping[str, int]] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _AGO: Final = re.compile(r"([0-9]{1,9})([smhd])")
@@ -58,65 +66,104 @@ class Since(click.ParamType[datetime]):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which events are shown; every condition that is given must hold."""
+    """Which events are shown; every condition that is given must hold. `since` is unix microseconds."""
 
     users: tuple[Callable[[str], bool], ...] = ()
     actions: tuple[Callable[[str], bool], ...] = ()
     denied: bool = False
-    since: str = ""
+    since: int = 0
 
-    def __call__(self, event: Mapping[str, Any]) -> bool:
-        """Whether an event is wanted."""
-        if self.since and event["ts_wall"] < self.since:
+    def may(self, payload: bytes) -> bool:
+        """Whether a record may hold a wanted event; quick, and before it is unpacked."""
+        if self.since and 0 < micros_of(payload) < self.since:
             return False
-        if self.denied and _part(event, "decision").get("effect") != "deny":
+        return not self.denied or _DENIED in payload
+
+    def __call__(self, event: Mapping[str, object]) -> bool:
+        """Whether an event is wanted, of those that `may` let through."""
+        if self.denied and part(event, "decision").get("effect") != "deny":
             return False
         if self.users:
-            user = str(_part(event, "actor").get("user", "")).casefold()
+            user = str(part(event, "actor").get("user", "")).casefold()
             if not any(matches(user) for matches in self.users):
                 return False
         if self.actions:
-            action = str(_part(event, "req").get("action", ""))
+            action = str(part(event, "req").get("action", ""))
             names = {action, *(names_of(action) if action in ACTIONS else ())}
             return any(matches(name.casefold()) for matches in self.actions for name in names)
         return True
 
 
-def _part(event: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    part = event.get(key)
-    return part if isinstance(part, dict) else {}
+_DENIED: Final = b"\xa6effect\xa4deny"
+_BROKEN: Final = frozenset({Trouble.DAMAGE, Trouble.CHAIN, Trouble.CONFLICT, Trouble.FOREIGN})
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A finding, and when and in whose records it was found."""
+
+    finding: Finding
+    agent: str
+    micros: int
+
+    def show(self, writer: Writer) -> None:
+        """Print it."""
+        writer.finding(self.finding, self.agent, self.micros)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A wanted event."""
+
+    event: Event
+
+    def show(self, writer: Writer) -> None:
+        """Print it."""
+        writer.event(self.event)
 
 
 class Reading:
-    """Turns lines into events; what is damaged is named on standard error and counted."""
+    """Turns records into the events that are wanted, and keeps what is amiss in its place among them."""
 
-    def __init__(self) -> None:
-        self.damaged = 0
+    def __init__(self, wanted: Wanted) -> None:
+        self.broken = False
+        """Whether something could not be read, or was altered."""
+        self._wanted = wanted
+        self._agent = ""
+        self._micros = 0
 
-    def event(self, line: Line) -> dict[str, Any] | None:
-        """The event of a line, None if there is none to show."""
-        if not line.whole:
-            self._damage(line, "the line is cut off")
-            return None
-        try:
-            event = json.loads(line.data)
-        except (ValueError, RecursionError):
-            self._damage(line, "is not JSON")
-            return None
-        if not isinstance(event, dict):
-            self._damage(line, "is not an event")
-            return None
-        if event.get("v") != SCHEMA_VERSION:
-            self._damage(line, f"is an event of version {event.get('v')!r}, which is not known here")
-            return None
-        if any(key not in event for key in REQUIRED) or not isinstance(event["ts_wall"], str):
-            self._damage(line, "is not a complete event")
-            return None
-        return event
+    def lines(self, items: Iterable[Item]) -> Iterator[Note | Shown]:
+        """What is to be shown, in order. A finding before the first event that is recent enough is not."""
+        wanted = self._wanted
+        waiting: list[Finding] = []
+        for item in items:
+            if isinstance(item, Finding):
+                if item.trouble not in (Trouble.TORN, Trouble.EMPTY):
+                    waiting.append(item)
+                continue
+            record = item.record
+            self._agent, self._micros = item.epoch.agent, micros_of(record.payload)
+            if waiting:
+                if self._micros >= wanted.since:
+                    yield from map(self._note, waiting)
+                waiting.clear()
+            if not wanted.may(record.payload):
+                continue
+            try:
+                event = unpack(record.payload, agent=self._agent, epoch=item.epoch.number, seq=record.seq)
+            except SpoolError as error:
+                name, seq = item.segment.name, record.seq
+                yield self._note(
+                    Finding(Trouble.DAMAGE, item.epoch.number, name, record.offset, seq, seq, str(error))
+                )
+                continue
+            if wanted(event):
+                yield Shown(event)
+        yield from map(self._note, waiting)
 
-    def _damage(self, line: Line, what: str) -> None:
-        self.damaged += 1
-        complain(f"{line.place()}: {what}; passed over")
+    def _note(self, finding: Finding) -> Note:
+        self.broken = self.broken or finding.trouble in _BROKEN
+        return Note(finding, self._agent, self._micros)
 
 
 @click.group()
@@ -146,12 +193,12 @@ def audit() -> None:
 )
 @click.option("--denied", is_flag=True, help="Only what was denied.")
 @click.option("--since", type=Since(), help="From this time on: 10m, 2h, 7d ago, or an ISO date and time.")
-@click.option("--json", "as_json", is_flag=True, help="Print the lines exactly as they are stored.")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each event.")
 @click.option(
-    "--file",
-    "file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Read this file of events instead of the defender's.",
+    "--spool",
+    "spool",
+    type=click.Path(path_type=Path),
+    help="Read this directory, or this one segment, instead of the defender's spool.",
 )
 @state_option
 def tail(
@@ -162,13 +209,13 @@ def tail(
     denied: bool,
     since: datetime | None,
     as_json: bool,
-    file: Path | None,
+    spool: Path | None,
     state: Path,
 ) -> None:
     """Show the last events, oldest first.
 
-    Times are UTC. Patterns know `*` and `?` and do not tell upper case from lower. Exit code 1: there is no
-    file, or lines of it could not be read.
+    Times are UTC. Patterns know `*` and `?` and do not tell upper case from lower. What is missing or damaged
+    is shown in its place. Exit code 1: there is no spool, or something in it is damaged.
     """
     for action in actions:
         _check_action(action)
@@ -176,15 +223,53 @@ def tail(
         tuple(compile_glob(user) for user in users),
         tuple(compile_glob(action) for action in actions),
         denied,
-        timestamp(since.timestamp()) if since else "",
+        max(int(since.timestamp() * 1_000_000), 0) if since else 0,
     )
-    path = file or event_file(state)
+    files = _files(spool, state)
     count = lines if lines is not None else (None if since else 20)
-    reading = Reading()
+    reading = Reading(wanted)
+    writer: Writer = JsonWriter() if as_json else TableWriter()
+    with _reading_of(files.path):
+        _tail(files, reading, wanted, count, follow, writer)
+    if reading.broken:
+        sys.exit(1)
+
+
+@audit.command(
+    epilog="\b\nExamples:\n  defenderctl audit verify\n  defenderctl audit verify --spool /mnt/copy/audit"
+)
+@click.option(
+    "--spool",
+    "spool",
+    type=click.Path(path_type=Path),
+    help="Read this directory, or this one segment, instead of the defender's spool.",
+)
+@json_option
+@state_option
+def verify(spool: Path | None, as_json: bool, state: Path) -> None:
+    """Walk the whole spool: every checksum, the hash chain, and whether events are missing.
+
+    Exit code 1: something is missing, damaged or altered.
+    """
+    files = _files(spool, state)
+    with _reading_of(files.path):
+        good = verify_spool(files, as_json=as_json)
+    if not good:
+        sys.exit(1)
+
+
+def _files(spool: Path | None, state: Path) -> SpoolFiles:
+    if spool is not None:
+        return SpoolFiles(spool)
+    own = spool_of(state)
+    return SpoolFiles(own.directory, own.agent)
+
+
+@contextlib.contextmanager
+def _reading_of(path: Path) -> Iterator[None]:
+    """How a command that reads the spool at `path` ends early."""
     try:
-        _tail(
-            EventFiles(path), reading, wanted, count, follow, _json_writer() if as_json else _table_writer()
-        )
+        yield
         sys.stdout.flush()
     except KeyboardInterrupt:
         _quiet_end(130)
@@ -192,13 +277,13 @@ def tail(
         _quiet_end(0)
     except FileNotFoundError:
         raise click.ClickException(
-            f"{path}: there is no such file; has a defender run here? (--state DIR, --file FILE)"
+            f"{path}: there is no spool; has a defender run here? (--state DIR, --spool DIR)"
         ) from None
+    except SpoolError as error:
+        raise click.ClickException(f"{path}: {error}") from None
     except OSError as error:
         hint = "; try it as root or as the defender's user" if isinstance(error, PermissionError) else ""
         raise click.ClickException(f"{path}: cannot be read: {error.strerror or error}{hint}") from None
-    if reading.damaged:
-        sys.exit(1)
 
 
 def _quiet_end(code: int) -> None:
@@ -215,212 +300,72 @@ def _check_action(pattern: str) -> None:
         complain(f"No operation is called {pattern!r}; did you mean {near[0]!r}?")
 
 
-def event_file(state: Path) -> Path:
-    """Where the defender with this state directory keeps its events: as its settings say, else the
-    default.
-    """
-    for directory in (state, state / "defender"):
-        for name in ("defender.toml", "settings.toml"):
-            try:
-                document = tomllib.loads((directory / name).read_text("utf-8"))
-            except (OSError, ValueError):
-                continue
-            own = _part(document, "defender").get("state")
-            given = _part(document, "audit").get("file")
-            if isinstance(given, str):
-                return directory / given
-            if isinstance(own, str):
-                return directory / own / "audit" / "events.jsonl"
-    for directory in (state, state / "defender"):
-        path = directory / "audit" / "events.jsonl"
-        if path.exists():
-            return path
-    return state / "audit" / "events.jsonl"
-
-
-_Writer = Callable[[Line, Mapping[str, Any]], None]
-
-
 def _tail(
-    files: EventFiles, reading: Reading, wanted: Wanted, count: int | None, follow: bool, write: _Writer
+    files: SpoolFiles, reading: Reading, wanted: Wanted, count: int | None, follow: bool, writer: Writer
 ) -> None:
+    state = Walk()
     try:
-        shown = list(_last(files, reading, wanted, count, follow))
+        listing = files.look()
     except FileNotFoundError:
         if not follow:
             raise
-        complain(f"{files.path}: waiting for the file")
-        shown = []
-    for line, event in reversed(shown):
-        write(line, event)
+        complain(f"{files.path}: waiting for the spool")
+        segments: list[tuple[Epoch, Segment]] = []
+    else:
+        for finding in foreign_findings(listing.epochs):
+            reading.broken = True
+            writer.finding(finding, "", 0)
+        segments = listing.segments
+        # One that has no header yet is just being made.
+        while follow and segments and segments[-1][1].problem == NO_HEADER:
+            segments.pop()
+        state, shown = _last(files, segments, reading, wanted, count, follow)
+        for line in shown:
+            line.show(writer)
+    follower = Follower(files, state)
+    follower.begin(segments)
     while follow:
-        sys.stdout.flush()
-        for line in files.grown():
-            if isinstance(line, str):
-                complain(line)
-                continue
-            event = reading.event(line)
-            if event is not None and wanted(event):
-                write(line, event)
+        for line in reading.lines(follower.poll()):
+            line.show(writer)
         sys.stdout.flush()
         time.sleep(POLL)
 
 
 def _last(
-    files: EventFiles, reading: Reading, wanted: Wanted, count: int | None, follow: bool
-) -> Iterator[tuple[Line, dict[str, Any]]]:
-    """The last `count` events that are wanted, newest first."""
-    oldest = ""
+    files: SpoolFiles,
+    segments: list[tuple[Epoch, Segment]],
+    reading: Reading,
+    wanted: Wanted,
+    count: int | None,
+    follow: bool,
+) -> tuple[Walk, Iterable[Note | Shown]]:
+    """The last `count` events that are wanted, with what is amiss between them, and the walk's state.
+
+    As few of the newest segments are read as hold them.
+    """
+    first = 0
     if wanted.since:
-        moment = datetime.fromisoformat(wanted.since) - _SLACK
-        oldest = timestamp(moment.timestamp())
-    found = 0
-    for number, line in enumerate(files.backwards()):
-        if found == count:
-            return
-        if number == 0 and follow and not line.whole:
-            continue  # the defender is still writing it
-        event = reading.event(line)
-        if event is None:
-            continue
-        if event["ts_wall"] < oldest:
-            return
-        if wanted(event):
-            found += 1
-            yield line, event
+        oldest = wanted.since - int(_SLACK.total_seconds() * 1_000_000)
+        begun = (place for place in reversed(range(len(segments))) if _begun(segments[place]) < oldest)
+        first = next(begun, 0)
+    width = 1 if count is not None else len(segments)
+    while True:
+        start = max(len(segments) - width, first)
+        state, broken = Walk(), reading.broken
+        shown: deque[Note | Shown] = deque()
+        found = 0
+        for line in reading.lines(walk(segments[start:], files.load, state, living=follow)):
+            shown.append(line)
+            found += isinstance(line, Shown)
+            while count is not None and found > count:
+                found -= isinstance(shown.popleft(), Shown)
+        if count is None or found == count or start <= first:
+            return state, shown
+        reading.broken = broken
+        width *= 8
 
 
-def _json_writer() -> _Writer:
-    def write(line: Line, event: Mapping[str, Any]) -> None:
-        sys.stdout.buffer.write(line.data + b"\n")
-
-    return write
-
-
-# The table: name, least width, share of what a wider terminal has to give.
-_COLUMNS: Final = (
-    ("TIME (UTC)", 14, 0),
-    ("USER", 17, 2),
-    ("ACTION", 20, 1),
-    ("TARGET", 17, 4),
-    ("RESULT", 10, 0),
-    ("RULE", 9, 1),
-    ("MS", 7, 0),
-)
-
-
-def _table_writer() -> _Writer:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a name must not end the command where the locale lacks it
-    tty = sys.stdout.isatty()
-    width = max(shutil.get_terminal_size((MAX_WIDTH, 24)).columns, MAX_WIDTH) if tty else MAX_WIDTH
-    console = Console(file=sys.stdout, highlight=False, emoji=False, soft_wrap=True, width=width)
-    spare = width - sum(least for _, least, _ in _COLUMNS) - (len(_COLUMNS) - 1)
-    shares = sum(share for _, _, share in _COLUMNS)
-    widths = [least + spare * share // shares for _, least, share in _COLUMNS]
-    headed = False
-
-    def write(line: Line, event: Mapping[str, Any]) -> None:
-        nonlocal headed
-        if not headed:
-            headed = True
-            console.print(_row([name for name, _, _ in _COLUMNS], widths, ["bold"] * len(_COLUMNS)))
-        result, style = _result(event)
-        console.print(_row(_cells(event, result), widths, ["dim", "", "", "", style, "dim", "dim"]))
-
-    return write
-
-
-def _row(cells: list[str], widths: list[int], styles: list[str]) -> Text:
-    text = Text(no_wrap=True)
-    for place, (cell, width, style) in enumerate(zip(cells, widths, styles, strict=True)):
-        shown = _fit(cell, width)
-        if place == len(widths) - 1:
-            shown = shown.strip().rjust(width)
-        text.append(shown, style=style)
-        if place < len(widths) - 1:
-            text.append(" ")
-    text.rstrip()
-    return text
-
-
-def _fit(text: str, width: int) -> str:
-    text = visible(text)
-    if cell_len(text) > width:
-        return set_cell_size(text, width - 1) + "…"
-    return set_cell_size(text, width)
-
-
-def visible(text: str) -> str:
-    """Text of other people, with what could steer a terminal shown as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _cells(event: Mapping[str, Any], result: str) -> list[str]:
-    request, decision = _part(event, "req"), _part(event, "decision")
-    elapsed = _part(event, "result").get("ms", "")
-    if isinstance(elapsed, (int, float)):
-        elapsed = _span(elapsed)
-    actor = _part(event, "actor")
-    user = str(actor.get("user", "")) or ("-" if actor.get("via") != "defender" else "(defender)")
-    return [
-        event["ts_wall"][5:19].replace("T", " "),
-        user,
-        str(request.get("action", "")),
-        _target(event),
-        result,
-        str(decision.get("rule", "")),
-        str(elapsed),
-    ]
-
-
-def _span(milliseconds: float) -> str:
-    try:
-        span = float(milliseconds)
-    except OverflowError:  # an integer that no clock measured
-        return "?"
-    return f"{span:.1f}" if span < 10_000 else f"{span / 1000:.0f}s"
-
-
-def _target(event: Mapping[str, Any]) -> str:
-    """What the call was about; for other events what a person wants to know of them."""
-    request, result = _part(event, "req"), _part(event, "result")
-    if event["kind"] == "engine":
-        path = str(request.get("path", "")) if request.get("action") == "unknown" else ""
-        return str(request.get("target", "")) or path
-    problems = result.get("problems")
-    if isinstance(problems, list) and problems:
-        return str(problems[0])
-    for text in (
-        result.get("detail"),
-        _part(event, "decision").get("reason"),
-        result.get("reason"),
-        request.get("target"),
-        result.get("program"),
-    ):
-        if text:
-            return str(text)
-    return ""
-
-
-def _result(event: Mapping[str, Any]) -> tuple[str, str]:
-    """Effect and status in a word or two, and their style."""
-    result = _part(event, "result")
-    effect = str(_part(event, "decision").get("effect", ""))
-    if event["kind"] == "gap":
-        return f"lost {result.get('dropped', '?')}", "bold red"
-    if event["kind"] != "engine":
-        if effect == "deny":
-            return "deny", "red"
-        return ("ok", "green") if result.get("ok") else ("failed", "bold red")
-    if event["phase"] == "attempt":
-        return "attempt", "dim"
-    if event["phase"] == "stream_end":
-        return "end", "dim" if not result.get("error") else "yellow"
-    status = result.get("status", "")
-    if effect == "deny":
-        return f"deny {status}", "red"
-    broken = not isinstance(status, int) or status >= 500 or status == 0
-    return f"{effect} {status}", "yellow" if broken else "green"
+def _begun(place: tuple[Epoch, Segment]) -> int:
+    """When a segment was begun; one that does not say may hold anything."""
+    header = place[1].header
+    return header.created if header.agent else 2**64

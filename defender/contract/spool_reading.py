@@ -17,6 +17,7 @@ from defender.contract.packing import is_closing
 from defender.contract.spool import (
     HEADER_SIZE,
     Damage,
+    Place,
     Record,
     Scan,
     SegmentHeader,
@@ -98,6 +99,8 @@ class Walk:
         """Records that two segments hold alike."""
         self.last_seq = 0
         """Sequence number of the last record of the present epoch, 0 before the first."""
+        self.place: Place | None = None
+        """Where the last scan of the present segment ended; None before the first."""
         self._epoch: Epoch | None = None
         self._segment: Segment | None = None
         self._expected = 0  # 0: any number may come first
@@ -110,6 +113,11 @@ class Walk:
         self._given: dict[int, bytes] = {}
         self._damage: list[tuple[str, Damage]] = []
         self._conflict = False
+
+    @property
+    def segment(self) -> Segment | None:
+        """The present segment, None before the first."""
+        return self._segment
 
     def enter(self, epoch: Epoch, segment: Segment, *, oldest: bool = False) -> Iterator[Item]:
         """Begin a segment; `oldest` if what was before it may have been removed in good order."""
@@ -163,6 +171,7 @@ class Walk:
         while following is not None:
             self._damage.append((segment.name, following))
             following = next(damage, None)
+        self.place = found.place
         if found.records:
             self._closed = is_closing(found.records[-1].payload)
 
@@ -286,11 +295,14 @@ def walk(
     segments: Sequence[tuple[Epoch, Segment]],
     load: Callable[[Segment], bytes | None],
     state: Walk | None = None,
+    *,
+    living: bool = False,
 ) -> Iterator[Item]:
     """Every good record of segments that `flatten` gave, and all that is amiss.
 
     `segments` may begin in the middle of the spool; nothing is said of what comes before. `load` gives a
-    file's content, None if it was removed meanwhile; it raises SpoolError if the file cannot be read.
+    file's content, None if it was removed meanwhile; it raises SpoolError if the file cannot be read. With
+    `living`, more may come: the end of the last segment is not judged, and `state` can go on from there.
     """
     state = state or Walk()
     oldest = True
@@ -310,8 +322,12 @@ def walk(
         below = following[1].header.first_seq if following and following[0] == epoch else 0
         found = scan(data.ljust(HEADER_SIZE, b"\0"), segment.header)
         yield from state.read(found, below)
-        yield from state.leave(found)
-    yield from state.end()
+        if living and following is None:
+            state.remember(found)
+        else:
+            yield from state.leave(found)
+    if not living:
+        yield from state.end()
 
 
 def read_spool(files: Iterable[tuple[str, bytes]], agent: str = "") -> Iterator[Item]:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
+from pathlib import Path
 
 from click.testing import CliRunner
 from twisted.trial.unittest import SynchronousTestCase
 
 from controller.cli.audit import audit
 from controller.cli.output import print_json
+from defender.contract.audit import Event
+from tests.fakes.spool import SpoolWriter
 
-EVENT = {
-    "v": 1,
-    "id": "x",
-    "agent": "a",
-    "epoch": "e",
-    "seq": 1,
-    "ts_wall": "2026-11-22T02:00:00.000Z",
+EVENT: Event = {
     "kind": "engine",
     "phase": "result",
-    "corr": "x",
     "actor": {"user": "b"},
     "req": {"action": "image_create"},
 }
@@ -55,17 +50,40 @@ class Captured:
 
 
 class TailTests(SynchronousTestCase):
-    def tail(self, event: dict[str, object], *arguments: str) -> str:
-        path = os.path.abspath(self.mktemp())
-        with open(path, "w", encoding="ascii") as file:
-            file.write(json.dumps({**EVENT, **event}) + "\n")
-        done = CliRunner().invoke(audit, ["tail", "--file", path, *arguments], catch_exceptions=False)
+    def tail(self, event: Event, *arguments: str) -> str:
+        writer = SpoolWriter()
+        writer.start()
+        writer.put({**EVENT, **event})
+        path = Path(self.mktemp()).absolute()
+        writer.save(path)
+        done = CliRunner().invoke(audit, ["tail", "--spool", str(path), *arguments], catch_exceptions=False)
         self.assertEqual(done.exit_code, 0, done.output)
         return done.output
 
     def test_action_that_is_another_name_only(self) -> None:
         self.assertIn("image_pull", self.tail({"req": {"action": "image_pull"}}, "--action", "image_pull"))
 
-    def test_times_beyond_all_measure(self) -> None:
-        for elapsed in (10**400, -(10**400), float("inf"), float("nan")):
-            self.tail({"result": {"ms": elapsed, "status": 200}})
+    def test_values_that_no_defender_writes(self) -> None:
+        values: tuple[object, ...] = (
+            1.7e308,
+            -1.7e308,
+            2**64 - 1,
+            -(2**63),
+            True,
+            None,
+            "\x1b[2J",
+            [],
+            {"a": [1]},
+        )
+        for value in values:
+            events: tuple[Event, ...] = (
+                {"result": {"ms": value, "status": value, "problems": value, "dropped": value}},
+                {"result": value, "decision": value},
+                {"actor": {"user": value, "via": value}, "req": {"action": value, "target": value}},
+                {"kind": "gap", "decision": {"effect": value, "rule": value}},
+                {"phase": "stream_end", "result": {"error": value}},
+                {"phase": "attempt"},
+            )
+            for arguments in ([], ["--json"], ["--denied", "--user", "*"]):
+                for event in events:
+                    self.assertNotIn("\x1b", self.tail(event, *arguments))
