@@ -138,6 +138,8 @@ class Defender(MultiService):
             engine=settings.engine,
             limits=settings.limits,
             prefix=settings.policy.prefix,
+            strict=settings.audit.durability == "strict",
+            spool_bytes=settings.audit.max_bytes,
         )
         self._policy_watch = FileWatch(
             reactor, str(settings.policy.file), self._policy_changed, self._policy_unreadable
@@ -313,16 +315,18 @@ class Defender(MultiService):
     # -- listeners
 
     def _refused(self, refusal: Refusal) -> None:
-        self.journal.record(
-            identity_event(
-                refusal.check,
-                refusal.detail,
-                subject=refusal.subject,
-                address=refusal.address,
-                port=refusal.port,
-                via=refusal.via,
+        now = self._reactor.seconds()
+        if self.proxy.budgets.turned_away(refusal.address or "", refusal.check, now, refusal.via):
+            self.journal.record(
+                identity_event(
+                    refusal.check,
+                    refusal.detail,
+                    subject=refusal.subject,
+                    address=refusal.address,
+                    port=refusal.port,
+                    via=refusal.via,
+                )
             )
-        )
 
     def _reported(self, report: Report) -> None:
         self.journal.record(
@@ -424,6 +428,8 @@ class Defender(MultiService):
                 "counters": {
                     "requests": counters.requests,
                     "denied": counters.denied,
+                    "turned_down": counters.turned_down,
+                    "unrecorded": counters.unrecorded,
                     "unreadable": counters.unreadable,
                     "engine_errors": counters.engine_errors,
                     "streams_ended": counters.tunnels,

@@ -364,6 +364,40 @@ def defender_event(action: str, *, version: str, ok: bool = True, detail: str = 
     }
 
 
+def aggregate_event(
+    kind: str,
+    *,
+    user: str,
+    via: str,
+    address: str,
+    action: str,
+    rule: str,
+    status: int,
+    count: int,
+    seconds: float,
+) -> Event:
+    """`count` like refusals of `kind` "engine" or "identity" within `seconds`, none recorded by itself.
+
+    `user` and `action` may be "others": more than one of them. `rule` is what refused: a rule of the policy,
+    a setting that was exceeded, or the check that a peer failed. Addresses are without a port.
+    """
+    actor: dict[str, object] = {"user": shorten(user), "groups": [], "via": via}
+    if address:
+        actor["src"] = address
+    result: dict[str, object] = {"count": count, "ms": round(seconds * 1000, 3)}
+    if kind == "engine":
+        result["status"] = status
+    return {
+        "kind": kind,
+        "phase": "result",
+        "corr": "",
+        "actor": actor,
+        "req": {"action": action},
+        "decision": refused(f"{count} times, not recorded one by one", rule),
+        "result": result,
+    }
+
+
 def gap_event(dropped: int, first: int, seconds: float, reason: str) -> Event:
     """`dropped` events could not be written, from sequence number `first` on; the first came `seconds` ago.
 

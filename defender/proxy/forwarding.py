@@ -64,6 +64,7 @@ class Forwarding:
         "_closes",
         "_ended",
         "_half_closed",
+        "_holding",
         "_passage",
         "_proxy",
         "_repeated",
@@ -92,6 +93,7 @@ class Forwarding:
         self._closes = False
         self._ended = False
         self._half_closed = False
+        self._holding = False  # one of the subject's calls with the Engine
         self._repeated = False
         self._sent = 0
         self._status = 0
@@ -185,7 +187,7 @@ class Forwarding:
         else:
             self.refuse(408, f"timed out waiting for {waiting.value}")
 
-    def refuse(self, status: int, message: str) -> None:
+    def refuse(self, status: int, message: str, *, retry_after: int = 0) -> None:
         """End the exchange with an error of ours, or by cutting the client when its answer had begun."""
         if self._ended:
             return
@@ -203,6 +205,7 @@ class Forwarding:
             engine_headers=self._proxy.pool.facts.headers,
             head_only=head.method == "HEAD",
             close=close,
+            retry_after=retry_after,
         )
         self._stream.write(answer)
         self._status = status
@@ -249,9 +252,11 @@ class Forwarding:
         """The attempt is on disk, or cannot be brought there."""
         if self._ended:
             return
-        if problem and self._proxy.is_strict(self.noted):
-            self.refuse(503, f"The command cannot be recorded, so it was not run: {problem}")
-            return
+        if problem:
+            if self._proxy.is_strict(self.noted):
+                self.refuse(503, f"The command cannot be recorded, so it was not run: {problem}")
+                return
+            self._proxy.counters.unrecorded += 1
         self._client.wait(Waiting.BODY, self._proxy.limits.body_timeout if self._body is not None else 0)
         self._forward()
 
@@ -260,6 +265,13 @@ class Forwarding:
     def _forward(self) -> None:
         """Find an Engine connection; goes on at once or later."""
         inquiry = self.inquiry
+        if not self._holding:
+            share = self._client.share
+            if not share.take_engine():
+                refusal = share.too_busy()
+                self.refuse(refusal.status, refusal.reason, retry_after=refusal.retry_after)
+                return
+            self._holding = True
         pool = self._proxy.pool
         if self._version() is None and inquiry.operation.action != "debug":
             self._client.wait(Waiting.ENGINE, self._proxy.engine.response_timeout)
@@ -365,6 +377,8 @@ class Forwarding:
                 self._note("")
                 self._ended = True
                 client = self._client
+                self._holding = False
+                client.share.give_engine()
                 client.exchange_done(close=closes or client.ends_after(self.inquiry.head))
             return
         self._pass_on(out, payload, finished, trailers)
@@ -426,7 +440,7 @@ class Forwarding:
     def _tunnel_done(self, tunnel: Tunnel) -> None:
         self._proxy.pool.tunnel_ended()
         self._proxy.stream_ended(self._client, self, tunnel, self._began)
-        self._ended = True
+        self._end()
         self._client.tunnel_ended()
 
     def backend_full(self) -> None:
@@ -448,6 +462,9 @@ class Forwarding:
 
     def _end(self) -> None:
         self._ended = True
+        if self._holding:
+            self._holding = False
+            self._client.share.give_engine()
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.cancel()

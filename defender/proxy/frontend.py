@@ -46,6 +46,7 @@ class Frontend:
         "_client_ended",
         "_closed",
         "_closing",
+        "_crowded",
         "_deadline",
         "_exchange",
         "_full",
@@ -58,6 +59,7 @@ class Frontend:
         "_stream",
         "_waiting",
         "actor",
+        "share",
         "subject",
         "tunnel",
     )
@@ -69,6 +71,8 @@ class Frontend:
         self._stream = stream
         self.subject = subject
         self.actor = packed(actor_of(subject))
+        self.share = proxy.budgets.enter(subject.user, subject.via)
+        self._crowded = self.share.is_crowded
         self._closed = closed
         self._buffer = bytearray()
         self._scanned = 0
@@ -178,11 +182,12 @@ class Frontend:
         left = _TURN
         try:
             while self._exchange is None and self._skip is None and not self._closing and self._buffer:
-                if left == 0 or self._full or self._proxy.floods(self.subject):
+                now = self._proxy.seconds()
+                if left == 0 or self._full or self.share.floods(now):
                     self._stall(soon=left == 0)
                     break
                 left -= 1
-                if not self._parse_one():
+                if not self._parse_one(now):
                     break
         finally:
             self._parsing = False
@@ -203,7 +208,7 @@ class Frontend:
             self._stream.resume_reading()
             self._parse()
 
-    def _parse_one(self) -> bool:
+    def _parse_one(self, now: float) -> bool:
         """Start on the first buffered request; False when there is none yet, or none that can be read."""
         buffer = self._buffer
         limits = self._proxy.limits
@@ -215,7 +220,6 @@ class Frontend:
                 self.wait(Waiting.HEAD, limits.head_timeout)
             return False
         proxy = self._proxy
-        began = proxy.seconds()
         if end < 0 or end > limits.head_bytes:
             self._refuse_unread(431, f"the request's head is longer than {limits.head_bytes} bytes", None)
             return False
@@ -231,42 +235,64 @@ class Frontend:
         except HTTPError as error:
             self._refuse_unread(error.status, error.message, proxy.readings.head_of(raw))
             return False
+        if not self.share.request(now) or self._crowded:
+            self._turn_down(inquiry, now)
+            return True
         noted = proxy.judge(self.subject, inquiry.operation)
         if noted.decision.effect != "allow":
-            self._deny(inquiry, noted, began)
+            self._deny(inquiry, noted, now)
             return True
         self._deadline = None
-        exchange = self._exchange = Forwarding(proxy, self, self._stream, inquiry, noted, began)
+        exchange = self._exchange = Forwarding(proxy, self, self._stream, inquiry, noted, now)
         exchange.start()
         if self._client_ended and self._exchange is exchange:
             exchange.client_ended()
         return True
 
-    def _deny(self, inquiry: Inquiry, noted: Noted, began: float) -> None:
+    def _deny(self, inquiry: Inquiry, noted: Noted, now: float) -> None:
+        proxy = self._proxy
+        message = denial_message(proxy.prefix, inquiry.operation.action, self.subject.user, noted.decision)
+        sent, close = self._answer(inquiry, 403, message)
+        proxy.request_denied(self, inquiry, noted, sent, now)
+        self._after_answer(inquiry, close)
+
+    def _turn_down(self, inquiry: Inquiry, now: float) -> None:
+        """Answer that the subject asks for more than its share."""
+        share, proxy = self.share, self._proxy
+        refusal = share.too_crowded() if self._crowded else share.too_fast(now)
+        message = f"{proxy.prefix} {refusal.reason}" if proxy.prefix else refusal.reason
+        sent, close = self._answer(inquiry, refusal.status, message, refusal.retry_after)
+        proxy.request_turned_down(self, inquiry, refusal, sent, now)
+        self._after_answer(inquiry, close)
+
+    def _answer(self, inquiry: Inquiry, status: int, message: str, retry_after: int = 0) -> tuple[int, bool]:
+        """Answer a request that is not forwarded: bytes of the body, and whether to close after it."""
         proxy = self._proxy
         head = inquiry.head
-        message = denial_message(proxy.prefix, inquiry.operation.action, self.subject.user, noted.decision)
         body_follows = head.framing is Framing.CHUNKED or head.length > 0
         # A short announced body is read and dropped so that the connection can go on; a longer or unannounced
         # one, or one that waits for a 100 that will not come, ends it.
         skippable = head.framing is Framing.LENGTH and head.length <= proxy.limits.discard_bytes
         close = self.ends_after(head) or (body_follows and (not skippable or head.expect_continue))
         answer = error_response(
-            403,
+            status,
             message,
             engine_headers=proxy.pool.facts.headers,
             head_only=head.method == "HEAD",
             close=close,
+            retry_after=retry_after,
         )
         self._stream.write(answer)
-        proxy.request_denied(self, inquiry, noted, 403, body_length(answer), began)
+        return body_length(answer), close
+
+    def _after_answer(self, inquiry: Inquiry, close: bool) -> None:
         if close:
             self._close()
             return
-        self.wait(Waiting.NEXT, proxy.limits.idle_timeout)
-        if body_follows:
-            self._skip = LengthDecoder(head.length)
-            self.wait(Waiting.BODY, proxy.limits.body_timeout)
+        self.wait(Waiting.NEXT, self._proxy.limits.idle_timeout)
+        if inquiry.head.length > 0:
+            self._skip = LengthDecoder(inquiry.head.length)
+            self.wait(Waiting.BODY, self._proxy.limits.body_timeout)
             self._skip_body(self.take_held())
 
     def _skip_body(self, data: bytes) -> None:

@@ -54,12 +54,13 @@ def error_response(
     engine_headers: Iterable[tuple[bytes, bytes]] = (),
     head_only: bool = False,
     close: bool = False,
+    retry_after: int = 0,
 ) -> bytes:
     """One whole HTTP/1.1 answer in the Engine's error shape.
 
     `engine_headers` are the Engine's version and OS headers: clients negotiate their API version from them
     even when the ping itself is denied. A HEAD request gets the same head without the body (RFC 9110 section
-    9.3.2).
+    9.3.2). `retry_after`: seconds for the header of that name (RFC 9110 section 10.2.3), 0 for none.
     """
     body = (
         json.dumps({"message": message}, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
@@ -68,6 +69,8 @@ def error_response(
     lines = [b"HTTP/1.1 %d %s\r\n" % (status, reason_phrase(status))]
     lines += [name + b": " + value + b"\r\n" for name, value in engine_headers]
     lines.append(b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body))
+    if retry_after:
+        lines.append(b"Retry-After: %d\r\n" % retry_after)
     if close:
         lines.append(b"Connection: close\r\n")
     lines.append(b"\r\n")

@@ -21,6 +21,7 @@ from defender.contract.actions import Operation
 from defender.contract.audit import (
     Recorder,
     actor_of,
+    aggregate_event,
     decision_of,
     describe_unreadable,
     refused,
@@ -35,6 +36,7 @@ from defender.contract.policy import Decision
 from defender.contract.redaction import shorten
 from defender.http1.head import RequestHead
 from defender.proxy.backend import BackendPool
+from defender.proxy.budget import Aggregate, Budgets, Refusal
 from defender.proxy.forwarding import Forwarding
 from defender.proxy.frontend import Frontend
 from defender.proxy.inspection import Inquiry, Readings
@@ -47,11 +49,9 @@ _SWEEP = 1.0
 _NOTES = 4096
 """Packed decisions that are kept."""
 
-_DENIALS = 2000
-_DENIALS_A_SECOND = 20
-"""What one user may be denied at once and in the long run; beyond it, the user's next requests wait. Each is
-an event, and without a bound a minute of them would push all others out of the files that are kept.
-"""
+_ATTEMPT = 500
+_EVENT = 140
+"""Bytes on disk: of an attempt, about; and of any event what is not its body: the frame, the id, the time."""
 
 
 @dataclass(slots=True)
@@ -64,6 +64,7 @@ class Counters:
     engine_errors: int = 0
     tunnels: int = 0
     unrecorded: int = 0
+    turned_down: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class Proxy(Service):
         limits: LimitSettings,
         prefix: str,
         strict: bool = True,
+        spool_bytes: int = 1 << 30,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.setName("proxy")
@@ -103,6 +105,8 @@ class Proxy(Service):
         self.activation = activation
         self.locks: LockSet | None = None
         self.engine = engine
+        self._spool_bytes = spool_bytes
+        self.budgets = Budgets(limits, spool_bytes)
         self.limits = limits
         self.prefix = prefix
         self.strict = strict
@@ -113,7 +117,6 @@ class Proxy(Service):
         self._recorder = recorder
         self._frontends: set[Frontend] = set()
         self._notes: dict[int, Noted] = {}
-        self._denials: dict[str, int] = {}
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = reactor
 
@@ -129,6 +132,7 @@ class Proxy(Service):
             self._sweeper.stop()
         for frontend in list(self._frontends):
             frontend.abort("the defender stops")
+        self._record_aggregates(self.budgets.drain())
         self.pool.close()
 
     # -- connections
@@ -138,6 +142,7 @@ class Proxy(Service):
 
         def forget(frontend: Frontend) -> None:
             self._frontends.discard(frontend)
+            self.budgets.leave(frontend.share, self.seconds())
             closed()
 
         frontend = Frontend(self, stream, subject, forget)
@@ -152,6 +157,7 @@ class Proxy(Service):
     @limits.setter
     def limits(self, limits: LimitSettings) -> None:
         self._limits = limits
+        self.budgets.resize(limits, self._spool_bytes)
         # What was read under other bounds might not be accepted under these.
         self.readings = Readings(
             max_headers=limits.headers, max_head=limits.head_bytes, discard_limit=limits.discard_bytes
@@ -171,18 +177,9 @@ class Proxy(Service):
         """Call it in the next turn of the reactor."""
         self._reactor.callLater(0, call)
 
-    def floods(self, subject: Subject) -> bool:
-        """True while the subject has had its share of denials."""
-        return self._denials.get(subject.user, 0) >= _DENIALS
-
-    def _denied(self, subject: Subject) -> None:
-        self._denials[subject.user] = self._denials.get(subject.user, 0) + 1
-
     def _sweep(self) -> None:
         now = self.seconds()
-        if self._denials:
-            left = ((user, count - _DENIALS_A_SECOND) for user, count in self._denials.items())
-            self._denials = {user: count for user, count in left if count > 0}
+        self._record_aggregates(self.budgets.due(now))
         self.pool.sweep(now, self.engine.response_timeout)
         for frontend in list(self._frontends):
             try:
@@ -274,9 +271,7 @@ class Proxy(Service):
     def is_strict(self, noted: Noted) -> bool:
         """Whether a call is refused when its attempt cannot be recorded: as its rule or the settings say."""
         durability = noted.decision.durability
-        strict = self.strict if durability is None else durability == "strict"
-        self.counters.unrecorded += not strict
-        return strict
+        return self.strict if durability is None else durability == "strict"
 
     def record_attempt(self, frontend: Frontend, exchange: Forwarding, told: Callable[[str], None]) -> bytes:
         """Have the attempt of an allowed call on disk before it is forwarded; see `Recorder.append_durable`.
@@ -285,6 +280,7 @@ class Proxy(Service):
         """
         event = request_event(actor_of(frontend.subject), exchange.inquiry.described, exchange.noted.fields)
         del event["corr"]
+        frontend.share.spend(_ATTEMPT, self.seconds())
         return self._recorder.append_durable(*pack_body(event), b"", told)
 
     def request_ended(
@@ -300,23 +296,54 @@ class Proxy(Service):
             error = shorten(error)
         elif noted.decision.audit == "denied":
             return
-        ms = (self.seconds() - began) * 1000.0
+        now = self.seconds()
         pairs, body = result_body(
-            frontend.actor, exchange.inquiry.fragment, noted.packed, status, sent, ms, error
+            frontend.actor,
+            exchange.inquiry.fragment,
+            noted.packed,
+            status,
+            sent,
+            (now - began) * 1000.0,
+            error,
         )
+        frontend.share.spend(len(body) + _EVENT, now)
         corr = self._recorder.append(pairs, body, exchange.corr)
         exchange.corr = exchange.corr or corr
 
     def request_denied(
-        self, frontend: Frontend, inquiry: Inquiry, noted: Noted, status: int, sent: int, began: float
+        self, frontend: Frontend, inquiry: Inquiry, noted: Noted, sent: int, began: float
     ) -> None:
         """A request was answered by its denial."""
-        self.counters.requests += 1
         self.counters.denied += 1
-        self._denied(frontend.subject)
-        ms = (self.seconds() - began) * 1000.0
-        pairs, body = result_body(frontend.actor, inquiry.fragment, noted.packed, status, sent, ms)
-        self._recorder.append(pairs, body, reserved=True)
+        self._refused(frontend, inquiry, noted.decision.rule, noted.packed, 403, sent, began)
+
+    def request_turned_down(
+        self, frontend: Frontend, inquiry: Inquiry, refusal: Refusal, sent: int, began: float
+    ) -> None:
+        """A request was answered by its subject's having had its share."""
+        self.counters.turned_down += 1
+        decision = packed(refused(refusal.reason, refusal.rule))
+        self._refused(frontend, inquiry, refusal.rule, decision, refusal.status, sent, began)
+
+    def _refused(
+        self,
+        frontend: Frontend,
+        inquiry: Inquiry,
+        rule: str,
+        decision: bytes,
+        status: int,
+        sent: int,
+        began: float,
+    ) -> None:
+        """Note an answer of ours: by itself, or counted with the like of it."""
+        self.counters.requests += 1
+        now = self.seconds()
+        share = frontend.share
+        if share.denied(inquiry.operation.action, rule, status, now):
+            ms = (now - began) * 1000.0
+            pairs, body = result_body(frontend.actor, inquiry.fragment, decision, status, sent, ms)
+            share.spend(len(body) + _EVENT, now)
+            self._recorder.append(pairs, body, reserved=True)
 
     def request_refused(
         self, frontend: Frontend, head: RequestHead | None, status: int, message: str, sent: int
@@ -324,7 +351,8 @@ class Proxy(Service):
         """A request that could not be read was answered with `status`."""
         self.counters.requests += 1
         self.counters.unreadable += 1
-        self._denied(frontend.subject)
+        if not frontend.share.denied("unknown", "", status, self.seconds()):
+            return
         described = (
             describe_unreadable(head.method, head.target) if head is not None else describe_unreadable()
         )
@@ -338,6 +366,22 @@ class Proxy(Service):
                 error=message,
             )
         )
+
+    def _record_aggregates(self, aggregates: list[Aggregate]) -> None:
+        for each in aggregates:
+            self._recorder.record(
+                aggregate_event(
+                    each.kind,
+                    user=each.user,
+                    via=each.via,
+                    address=each.address,
+                    action=each.action,
+                    rule=each.rule,
+                    status=each.status,
+                    count=each.count,
+                    seconds=each.last - each.first,
+                )
+            )
 
     def stream_ended(self, frontend: Frontend, exchange: Forwarding, tunnel: Tunnel, began: float) -> None:
         """A tunnel is over."""
