@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import random
-import struct
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +26,7 @@ from twisted.logger import Logger
 from defender.audit import notes
 from defender.audit.commands import Command, Pressure, Retry
 from defender.audit.disk import DiskThread
+from defender.audit.identities import Identities
 from defender.audit.recovery import Finding
 from defender.audit.spool import FULL, Spool, State
 from defender.audit.store import Answer, Done, Looked, Opening, Store, There, Trouble
@@ -49,7 +49,6 @@ PAUSE: Final = 0.05
 #: Seconds by which the wall clock may run apart from the monotonic one between two commits.
 CLOCK_STEP: Final = 300.0
 
-_IDENTITY: Final = struct.Struct(">QQ").pack
 _STALLED: Final = "the audit disk does not answer"
 _STOPPED: Final = "the defender is stopping"
 
@@ -105,9 +104,8 @@ class Journal:
         self._wall = wall
         self._monotonic = monotonic
         # Ids must be unique, not secret: a seeded generator costs a tenth of the system's.
-        self._bits = random.Random(os.urandom(32)).getrandbits  # noqa: S311
-        self._millisecond = 0
-        self._high = self._low = 0
+        self._identities = Identities(random.Random(os.urandom(32)).getrandbits)  # noqa: S311
+        self._new_id = self._identities.new
         self._payloads: list[bytes] = []
         self._size = 0
         self._limit = self._batch
@@ -124,6 +122,7 @@ class Journal:
         self._lost_since = 0
         self._lost_because = ""
         self._offset = wall() - monotonic()
+        self._troubled = -1  # since when there is a problem, -1 if there is none
         self._stopping: Deferred[None] | None = None
 
     # -- life
@@ -140,7 +139,7 @@ class Journal:
             if self._spool.state is State.CLOSED:
                 self._finish()
             else:
-                self._payloads.append(self._assemble(*CLOSING, b""))
+                self._payloads.append(self._assemble(*CLOSING))
                 self._calls.append(self._reactor.callLater(PATIENCE, self._give_up))
                 if self._spool.state is State.WAITING:
                     self._perform(self._spool.retry())
@@ -185,14 +184,7 @@ class Journal:
     def append(self, pairs: int, body: bytes, corr: bytes = b"", *, reserved: bool = False) -> bytes:
         """Take one packed event; see `Recorder`. Hot: a few microseconds."""
         nanos = self._wall()
-        millisecond = nanos // 1_000_000
-        if millisecond > self._millisecond:
-            self._millisecond = millisecond
-            self._high = millisecond << 16 | 0x7000 | self._bits(12)
-            self._low = 1 << 63 | self._bits(61)
-        else:
-            self._low += 1
-        identity = _IDENTITY(self._high, self._low)
+        identity = self._new_id(nanos)
         payload = assemble(pairs, body, identity, nanos // 1000, self._monotonic() // 1000, corr)
         self._payloads.append(payload)
         self._size += len(payload)
@@ -221,21 +213,11 @@ class Journal:
 
     def new_id(self) -> str:
         """An id that joins the events of one call (`corr`), as text."""
-        return str(uuid.UUID(bytes=self._identity()))
+        return str(uuid.UUID(bytes=self._new_id(self._wall())))
 
-    def _identity(self) -> bytes:
-        millisecond = self._wall() // 1_000_000
-        if millisecond > self._millisecond:
-            self._millisecond = millisecond
-            self._high = millisecond << 16 | 0x7000 | self._bits(12)
-            self._low = 1 << 63 | self._bits(61)
-        else:
-            self._low += 1
-        return _IDENTITY(self._high, self._low)
-
-    def _assemble(self, pairs: int, body: bytes, corr: bytes) -> bytes:
-        identity = self._identity()
-        return assemble(pairs, body, identity, self._wall() // 1000, self._monotonic() // 1000, corr)
+    def _assemble(self, pairs: int, body: bytes, corr: bytes = b"") -> bytes:
+        nanos = self._wall()
+        return assemble(pairs, body, self._new_id(nanos), nanos // 1000, self._monotonic() // 1000, corr)
 
     def _over(self, reserved: bool) -> None:
         """The payload that was just appended is not an ordinary one: commit, or see whether it may stay."""
@@ -294,9 +276,8 @@ class Journal:
         payloads = self._payloads
         if self._gap_is_due():
             seconds = (self._monotonic() - self._lost_since) / 1e9
-            payloads.append(
-                self._assemble(*pack_body(notes.gap(self._lost, 0, seconds, self._lost_because)), b"")
-            )
+            gap = notes.gap(self._lost, 0, seconds, self._lost_because)
+            payloads.append(self._assemble(*pack_body(gap)))
             self._lost = 0
         if not payloads:
             return
@@ -361,7 +342,8 @@ class Journal:
             case Opening():
                 commands = spool.opened(answer.opened, now)
                 self._opened(answer)
-                self._calls.append(self._reactor.callLater(PAUSE, self._inspect))
+                if answer.inspect:
+                    self._calls.append(self._reactor.callLater(PAUSE, self._inspect))
             case There():
                 commands = spool.surveyed(answer.segments, answer.spare, self._wall() // 1000, now)
             case Looked():
@@ -386,11 +368,10 @@ class Journal:
                 self._failed(answer, before)
         self._perform(commands)
         self.problem = spool.problem
-        if self._stopping is not None and spool.problem:
+        if self._stopping is not None and spool.state is State.WAITING:
             self._give_up()
             return
-        if before and not spool.problem:
-            self._log.info("audit: {directory} is written again", directory=self.directory)
+        self._mark_trouble(before)
         self._set_limit()
         for removed in spool.removed:
             self.rotated += 1
@@ -418,11 +399,7 @@ class Journal:
     def _opened(self, opening: Opening) -> None:
         self._find(opening.findings)
         last = micros_of(opening.last) if opening.last else 0
-        if last // 1000 > self._millisecond:
-            # Ids only rise, whatever became of the clock.
-            self._millisecond = last // 1000
-            self._high = self._millisecond << 16 | 0x7FFF
-            self._low = 1 << 63 | self._bits(61)
+        self._identities.rise_above(last)
         behind = last / 1e6 - self._wall() / 1e9
         if behind > CLOCK_STEP:
             self._note(
@@ -435,11 +412,26 @@ class Journal:
             self._log.error(
                 "audit: {reason}; it is not written again, another segment is", reason=trouble.reason
             )
-            self._note(notes.note("audit_failed", trouble.reason, target=trouble.poisoned, ok=False))
+            if not problem:
+                self._note(notes.note("audit_failed", trouble.reason, target=trouble.poisoned, ok=False))
         elif problem and problem != before:
             self._log.error("audit: {reason}", reason=problem)
         if problem:
             self._refuse_all(problem)
+
+    def _mark_trouble(self, before: str) -> None:
+        """Tell, when nothing is wrong any more, what was, and for how long."""
+        if self.problem and self._troubled < 0:
+            self._troubled = self._monotonic()
+        elif before and not self.problem:
+            seconds = (self._monotonic() - self._troubled) / 1e9
+            self._troubled = -1
+            self._log.info("audit: {directory} is written again", directory=self.directory)
+            self._note(
+                notes.note(
+                    "audit_failed", f"nothing could be written for {seconds:.1f} s: {before}", ok=False
+                )
+            )
 
     def _refuse_all(self, reason: str) -> None:
         told = self._flying + [each for _, each in self._waiting]
@@ -498,6 +490,7 @@ class Journal:
             self._stalled = True
             self._log.error("{stalled}: {directory}", stalled=_STALLED, directory=self.directory)
         self.problem = _STALLED
+        self._mark_trouble("")
         self._set_limit()
         self._refuse_all(_STALLED)
         self._watch = self._reactor.callLater(PATIENCE, self._look)
@@ -530,6 +523,7 @@ class Journal:
     def status(self) -> dict[str, object]:
         """What an operator wants to know: of ``defenderctl local status``."""
         spool = self._spool
+        counters = ("written", "durable", "failed", "dropped", "reduced", "repaired", "rotated")
         return {
             "directory": str(self.directory),
             "epoch": f"{spool.epoch:016x}" if spool.epoch else "",
@@ -539,13 +533,7 @@ class Journal:
             "last_seq": max(0, spool.next_seq - 1),
             "durable_seq": spool.durable_seq,
             "waiting": len(self._payloads) + self._count,
-            "written": self.written,
-            "durable": self.durable,
-            "failed": self.failed,
-            "dropped": self.dropped,
-            "reduced": self.reduced,
-            "repaired": self.repaired,
-            "rotated": self.rotated,
+            **{name: getattr(self, name) for name in counters},
             "problem": self._refusal() or self.problem,
         }
 

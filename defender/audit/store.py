@@ -67,11 +67,15 @@ class StoreError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """The answer to `Open`: what is there, what was found, and the last payload of the last run."""
+    """The answer to `Open`: what is there, what was found, and the last payload of the last run.
+
+    `inspect`: there are earlier segments to look at.
+    """
 
     opened: Opened
     findings: tuple[Finding, ...]
     last: bytes
+    inspect: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +268,7 @@ class Store:
         self._inspection = Inspection(named, [*findings, *more]) if len(named) > 1 else None
         epochs = [*(file.epoch for file in files), opened.epoch]
         self._ranks = {epoch: rank for rank, epoch in enumerate(epochs)}
-        return Opening(opened, (*findings, *more), last)
+        return Opening(opened, (*findings, *more), last, self._inspection is not None)
 
     def _go_on(
         self, judgement: Judgement, files: list[SegmentFile]

@@ -1,0 +1,601 @@
+"""The recorder: every event on disk once and in order, those who wait told, nothing raised or blocked."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from defender.audit.commands import Commit, Inspect, Prepare
+from defender.audit.journal import (
+    CLOCK_STEP,
+    INTERVAL,
+    MAX_WAITING,
+    MAX_WAITING_BYTES,
+    PATIENCE,
+    PAUSE,
+    Journal,
+)
+from defender.contract.audit import SYSTEM, Event, control_event, defender_event, identity_event
+from tests.defender.audit.disks import SEGMENT, Disk, event, packed
+from tests.spool import events_in, findings
+
+NANOS = 1_800_000_000_000_000_000
+
+
+class JournalCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = Path(directory.name) / "audit"
+        self.clock = Clock()
+        self.wall = 0.0  # by how much it is set apart from the monotonic clock
+        self.told: list[tuple[object, str]] = []
+
+    def journal(self, *, start: bool = True, refuse: bool = False, segments: int = 16) -> Journal:
+        self.disk = Disk(self.directory)
+        journal = Journal(
+            self.directory,
+            "web1",
+            reactor=self.clock,
+            segment_bytes=SEGMENT,
+            max_bytes=segments * SEGMENT,
+            refuse=refuse,
+            disk=self.disk,
+            wall=lambda: NANOS + int((self.clock.seconds() + self.wall) * 1e9),
+            monotonic=lambda: int(self.clock.seconds() * 1e9),
+        )
+        self.addCleanup(self.stop, journal)
+        if start:
+            journal.start()
+            self.disk.work()
+        return journal
+
+    def stop(self, journal: Journal) -> None:
+        journal.stop()
+        self.disk.work()
+        self.clock.advance(PATIENCE)
+
+    def teller(self, what: object) -> Callable[[str], None]:
+        return lambda reason: self.told.append((what, reason))
+
+    def durable(self, journal: Journal, number: int, padding: str = "") -> bytes:
+        return journal.append_durable(*packed(number, padding), b"", self.teller(number))
+
+    def events(self) -> list[dict[str, Any]]:
+        return events_in(self.directory)
+
+    def numbers(self) -> list[int]:
+        return [each["result"]["status"] for each in self.events() if each["kind"] == "engine"]
+
+    def actions(self) -> list[str]:
+        return [each["req"]["action"] for each in self.events() if each["kind"] != "engine"]
+
+    def later(self, seconds: float = INTERVAL) -> None:
+        self.clock.advance(seconds)
+        self.disk.work()
+
+
+class Recording(JournalCase):
+    def test_events_of_a_quarter_second_are_one_commit(self) -> None:
+        journal = self.journal()
+        for number in range(5):
+            journal.record(event(number))
+            self.clock.advance(INTERVAL / 10)
+        self.assertEqual(self.disk.waiting, [])
+        timers = [
+            call for call in self.clock.getDelayedCalls() if call.getTime() - self.clock.seconds() < PAUSE
+        ]
+        self.assertEqual(timers, [], "no turn of its own for an event")
+        self.later()
+        self.assertEqual(len(self.disk.commits), 1)
+        self.assertEqual(self.numbers(), [0, 1, 2, 3, 4])
+        self.assertEqual((journal.written, journal.durable, journal.dropped), (5, 0, 0))
+
+    def test_many_bytes_do_not_wait(self) -> None:
+        journal = self.journal()
+        for number in range(100):
+            journal.append(*packed(number, "x" * 1000))
+        self.disk.work()
+        self.assertGreater(journal.written, 50)
+        self.later()
+        self.assertEqual(self.numbers(), list(range(100)))
+
+    def test_what_identifies_an_event(self) -> None:
+        journal = self.journal()
+        first = journal.append(*packed(1))
+        self.clock.advance(0.0015)
+        second = journal.append(*packed(2), first)
+        self.later()
+        one, two = self.events()
+        self.assertEqual(one["id"], str(uuid.UUID(bytes=first)))
+        self.assertEqual(one["corr"], one["id"])
+        self.assertEqual((two["id"], two["corr"]), (str(uuid.UUID(bytes=second)), one["id"]))
+        self.assertEqual((one["agent"], one["seq"], two["seq"]), ("web1", 1, 2))
+        self.assertEqual(one["ts_wall"], "2027-01-15T08:00:00.000Z")
+        self.assertEqual(two["ts_wall"], "2027-01-15T08:00:00.001Z")
+        self.assertEqual(two["ts_mono"] - one["ts_mono"], 1500)
+        self.assertRegex(one["epoch"], "^[0-9a-f]{16}$")
+
+    def test_ids_are_uuids_of_version_7_that_only_rise(self) -> None:
+        journal = self.journal()
+        ids = []
+        for step in (0.0, 0.0, 0.5, -3600.0, 0.0, 7200.0):
+            self.wall += step
+            ids += [journal.append(*packed()) for _ in range(3)]
+        self.assertEqual(ids, sorted(set(ids)))
+        for each in ids:
+            identity = uuid.UUID(bytes=each)
+            self.assertEqual((identity.version, identity.variant), (7, uuid.RFC_4122))
+        self.assertEqual(uuid.UUID(bytes=ids[0]).int >> 80, NANOS // 1_000_000)
+
+    def test_corr_may_be_text_or_bytes_or_nothing(self) -> None:
+        journal = self.journal()
+        corr = uuid.UUID("0193a2e4-0000-7000-8000-000000000001")
+        for value in (str(corr), corr.hex, corr.bytes, "", None, "no uuid", 7):
+            journal.record({**event(), "corr": value})
+        journal.record(defender_event("defender_start", version="1"))
+        self.later()
+        events = self.events()
+        self.assertEqual([each["corr"] == str(corr) for each in events], [True] * 3 + [False] * 5)
+        for each in events[3:]:
+            self.assertEqual(each["corr"], each["id"])
+
+    def test_events_before_the_start_wait_for_it(self) -> None:
+        journal = self.journal(start=False)
+        journal.record(event(1))
+        journal.start()
+        self.durable(journal, 2)
+        self.later()
+        self.assertEqual(self.numbers(), [1, 2])
+        self.assertEqual(self.told, [(2, "")])
+
+    def test_what_cannot_be_packed_is_reduced_and_counted(self) -> None:
+        journal = self.journal()
+        journal.record({**event(), "result": {"status": object()}})
+        self.later()
+        (kept,) = self.events()
+        self.assertEqual((kept["kind"], kept["req"]["action"]), ("engine", "docker_ping"))
+        self.assertEqual(kept["redacted"], ["*"])
+        self.assertEqual(journal.reduced, 1)
+
+    def test_what_no_segment_holds_is_reduced_and_counted(self) -> None:
+        journal = self.journal()
+        before = {"effect": "deny", "rule": "r", "version": 1, "digest": "", "reason": "why"}
+        journal.append(*packed(1))
+        journal.record({**event(7, "x" * SEGMENT), "decision": before})
+        journal.append(*packed(2))
+        self.durable(journal, 3, "y" * 2 * SEGMENT)
+        self.later()
+        self.assertEqual(self.numbers(), [1, 7, 2, 3])
+        kept = self.events()[1]
+        self.assertGreater(kept["req"]["fields"]["reduced"], SEGMENT)
+        self.assertEqual((kept["actor"]["user"], kept["decision"]), ("u", before))
+        self.assertEqual((journal.reduced, journal.dropped, self.told), (2, 0, [(3, "")]))
+        self.assertEqual(findings(self.directory), [])
+
+
+class Waiting(JournalCase):
+    def test_a_durable_event_is_committed_at_once_and_told_when_it_is(self) -> None:
+        journal = self.journal()
+        self.durable(journal, 1)
+        ((command, _),) = self.disk.waiting
+        self.assertIsInstance(command, Commit)
+        self.assertEqual(self.told, [])
+        self.disk.step()
+        self.assertEqual(self.told, [(1, "")])
+        self.assertEqual(self.numbers(), [1])
+        self.assertEqual((journal.written, journal.durable), (1, 1))
+
+    def test_what_comes_during_a_commit_goes_into_the_next(self) -> None:
+        journal = self.journal()
+        for number in range(5):
+            self.durable(journal, number)
+        journal.append(*packed(5))
+        self.assertEqual(len(self.disk.waiting), 1)
+        self.disk.work()
+        self.assertEqual(len(self.disk.commits), 2)
+        self.assertEqual(self.told, [(number, "") for number in range(5)])
+        # What nobody waits for rode along.
+        self.assertEqual(self.numbers(), list(range(6)))
+
+    def test_what_nobody_waits_for_adds_no_commit(self) -> None:
+        journal = self.journal()
+        self.durable(journal, 1)
+        for number in range(2, 9):
+            journal.append(*packed(number))
+        self.disk.work()
+        self.assertEqual(len(self.disk.commits), 1)
+        self.later()
+        self.assertEqual(len(self.disk.commits), 2)
+
+    def test_a_disk_that_does_not_answer(self) -> None:
+        journal = self.journal()
+        self.durable(journal, 1)
+        self.durable(journal, 2)
+        self.clock.advance(PATIENCE - 0.1)
+        self.assertEqual(self.told, [])
+        self.clock.advance(0.2)
+        self.assertEqual(
+            self.told, [(1, "the audit disk does not answer"), (2, "the audit disk does not answer")]
+        )
+        self.assertIn("does not answer", journal.problem)
+        self.durable(journal, 3)
+        self.assertEqual(len(self.told), 2, "not before the next turn")
+        self.clock.advance(0)
+        self.assertEqual(self.told[2:], [(3, "the audit disk does not answer")])
+        # It was slow, not dead.
+        self.disk.work()
+        self.assertEqual(journal.problem, "")
+        self.later()
+        self.assertEqual(self.numbers(), [1, 2, 3])
+        self.durable(journal, 4)
+        self.disk.work()
+        self.assertEqual(self.told[3:], [(4, "")])
+
+    def test_one_who_fails_at_being_told_keeps_nothing_from_the_others(self) -> None:
+        journal = self.journal()
+
+        def broken(_: str) -> None:
+            raise ValueError("ours")
+
+        journal.append_durable(*packed(1), b"", broken)
+        self.durable(journal, 2)
+        self.disk.work()
+        self.assertEqual(self.told, [(2, "")])
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+
+class Failing(JournalCase):
+    def test_a_poisoned_segment_spares_those_who_wait(self) -> None:
+        journal = self.journal()
+        self.durable(journal, 1)
+        self.disk.work()
+        self.durable(journal, 2)
+        self.disk.trouble = "Input/output error"
+        self.disk.step()
+        self.disk.trouble = ""
+        self.disk.work()
+        self.assertEqual(self.told, [(1, ""), (2, "")])
+        self.assertEqual((journal.failed, journal.problem), (1, ""))
+        self.later()
+        self.assertEqual(self.numbers(), [1, 2])
+        self.assertEqual(self.actions(), ["audit_failed"])
+        self.assertEqual(len(list(self.directory.glob("*.seg"))), 2)
+        self.assertEqual(findings(self.directory), [])
+
+    def break_disk(self, journal: Journal, reason: str = "No space left on device") -> None:
+        self.disk.trouble = reason
+        journal.append(*packed(0))
+        self.later()
+
+    def test_while_the_disk_fails_all_who_wait_are_told_why(self) -> None:
+        journal = self.journal()
+        self.durable(journal, 1)
+        self.durable(journal, 2)
+        self.disk.trouble = "No space left on device"
+        self.disk.work()
+        self.assertEqual(self.told, [(1, "No space left on device"), (2, "No space left on device")])
+        self.assertEqual(journal.problem, "No space left on device")
+        self.assertEqual(journal.status()["problem"], "No space left on device")
+        self.durable(journal, 3)
+        self.clock.advance(0)
+        self.assertEqual(self.told[2:], [(3, "No space left on device")])
+        self.disk.trouble = ""
+        self.later(2)
+        self.later()
+        self.assertEqual(self.numbers(), [1, 2, 3])
+        self.assertEqual((journal.problem, journal.dropped), ("", 0))
+        self.later()
+        (note,) = [each for each in self.events() if "nothing" in str(each["result"].get("detail"))]
+        self.assertEqual(note["req"]["action"], "audit_failed")
+        self.assertRegex(note["result"]["detail"], r"^nothing .* for 2\.\d s: No space left on device$")
+
+    def test_what_waits_is_bounded_and_a_gap_says_what_was_lost(self) -> None:
+        journal = self.journal()
+        self.break_disk(journal)
+        for number in range(1, MAX_WAITING + 500):
+            journal.append(*packed(number))
+        self.assertGreater(journal.dropped, 490)
+        self.later(3.5)
+        self.disk.trouble = ""
+        self.later(60)
+        self.later()
+        numbers = self.numbers()
+        self.assertEqual(numbers, list(range(len(numbers))))
+        self.assertLessEqual(len(numbers), MAX_WAITING + 1)
+        (gap,) = [each for each in self.events() if each["kind"] == "gap"]
+        self.assertEqual(gap["result"]["dropped"], journal.dropped)
+        self.assertEqual(gap["result"]["dropped"] + len(numbers), MAX_WAITING + 500)
+        self.assertEqual(gap["result"]["first_seq"], 0)
+        self.assertEqual(gap["result"]["reason"], "No space left on device")
+        self.assertGreater(gap["result"]["ms"], 60_000)
+        # Numbers and chain are whole: what was dropped had none.
+        self.assertEqual(findings(self.directory), [])
+
+    def test_denials_and_the_administration_find_more_room(self) -> None:
+        journal = self.journal()
+        self.break_disk(journal)
+        for number in range(MAX_WAITING + 10):
+            journal.append(*packed(number))
+        dropped = journal.dropped
+        journal.append(*packed(7001), reserved=True)
+        journal.record(control_event(SYSTEM, "lock_add"))
+        journal.record(identity_event("expired", "on Monday"))
+        self.assertEqual(journal.dropped, dropped)
+        journal.append(*packed(7002))
+        self.assertEqual(journal.dropped, dropped + 1)
+
+    def test_bytes_that_wait_are_bounded_also_while_the_disk_is_only_slow(self) -> None:
+        journal = self.journal()
+        self.durable(journal, 0)
+        count = MAX_WAITING_BYTES // 30_000 + 20
+        for number in range(count):
+            journal.append(*packed(number, "x" * 30_000))
+        self.assertGreater(journal.dropped, 10)
+        self.assertEqual(journal.problem, "")
+
+    def test_a_durable_event_that_finds_no_room_is_told(self) -> None:
+        journal = self.journal()
+        self.durable(journal, 0)
+        for number in range(MAX_WAITING_BYTES // 30_000 + 2):
+            journal.append(*packed(number, "x" * 30_000))
+        self.durable(journal, 1, "x" * 30_000)
+        self.clock.advance(0)
+        self.assertEqual(self.told, [(1, "the audit disk is too slow")])
+
+    def test_a_spool_that_cannot_be_opened_is_tried_again(self) -> None:
+        self.directory.parent.joinpath("audit").write_text("no directory")
+        journal = self.journal()
+        self.assertIn("is not a directory", journal.problem)
+        self.durable(journal, 1)
+        self.clock.advance(0)
+        self.assertIn("is not a directory", self.told[0][1])
+        self.directory.unlink()
+        self.later(1)
+        self.later()
+        self.assertEqual((journal.problem, self.numbers()), ("", [1]))
+
+    def test_a_spool_that_is_removed_is_made_anew(self) -> None:
+        journal = self.journal()
+        self.durable(journal, 1)
+        self.disk.work()
+        for path in self.directory.iterdir():
+            path.unlink()
+        self.directory.rmdir()
+        self.durable(journal, 2)
+        self.disk.work()
+        self.assertEqual(self.told, [(1, ""), (2, "")])
+        self.later()
+        self.assertEqual(self.numbers(), [2])
+        self.assertEqual(self.events()[0]["seq"], 2)
+
+
+class Filling(JournalCase):
+    def test_the_oldest_events_make_room_and_an_event_says_which(self) -> None:
+        journal = self.journal(segments=4)
+        while not journal.rotated:
+            self.durable(journal, 1, "x" * 5000)
+            self.disk.work()
+        self.later()
+        (note,) = [each for each in self.events() if each["req"]["action"] == "audit_rotate"]
+        first = self.events()[0]["seq"]
+        self.assertIn(f"sequence numbers 1 to {first - 1}", note["result"]["detail"])
+        self.assertEqual(journal.status()["first_seq"], first)
+        self.assertLessEqual(sum(path.stat().st_size for path in self.directory.glob("*.seg")), 4 * SEGMENT)
+
+    def test_a_spool_that_refuses_keeps_a_reserve_and_then_refuses(self) -> None:
+        journal = self.journal(refuse=True, segments=4)
+        while not any(reason for _, reason in self.told):
+            self.durable(journal, 1, "x" * 1000)
+            self.disk.work()
+            self.clock.advance(0)
+        self.assertEqual(self.told[-1][1], "the audit spool is full (audit.max_bytes)")
+        # The reserve is for denials and the administration.
+        dropped = journal.dropped
+        journal.append(*packed(2, "x" * 1000), reserved=True)
+        self.assertEqual(journal.dropped, dropped)
+        while journal.dropped == dropped:
+            journal.append(*packed(2, "x" * 1000), reserved=True)
+            self.later()
+        self.assertIn("full", str(journal.status()["problem"]))
+        self.assertIn(2, self.numbers())
+        self.assertEqual(self.numbers()[0], 1)
+        before = len(self.disk.commits)
+        for _ in range(100):
+            journal.append(*packed(3))
+            self.later()
+        self.assertEqual(len(self.disk.commits), before, "a full spool writes no gaps about itself")
+        # Somebody makes room.
+        min(self.directory.glob("*.seg")).unlink()
+        self.later(31)
+        self.durable(journal, 4)
+        self.later()
+        self.assertEqual(self.told[-1], (4, ""))
+        (gap,) = [each for each in self.events() if each["kind"] == "gap"]
+        self.assertEqual(gap["result"]["dropped"], journal.dropped)
+
+
+class Clocks(JournalCase):
+    def test_a_step_of_the_clock_is_an_event(self) -> None:
+        journal = self.journal()
+        for step in (CLOCK_STEP - 1, 3600.0, -7200.0):
+            self.wall += step
+            journal.append(*packed())
+            self.later()
+        self.later()
+        details = [
+            each["result"]["detail"] for each in self.events() if each["req"]["action"] == "audit_clock"
+        ]
+        self.assertEqual(details, ["the clock was set by +3600 s", "the clock was set by -7200 s"])
+        ids = [each["id"] for each in self.events()]
+        self.assertEqual(ids, sorted(ids))
+        self.assertEqual(findings(self.directory), [])
+
+    def test_a_clock_that_is_behind_the_last_run(self) -> None:
+        journal = self.journal()
+        self.durable(journal, 1)
+        self.disk.work()
+        self.stop(journal)
+        self.wall -= 86400
+        journal = self.journal()
+        self.durable(journal, 2)
+        self.disk.work()
+        self.later()
+        self.assertIn("audit_clock", self.actions())
+        ids = [each["id"] for each in self.events()]
+        self.assertEqual(ids, sorted(ids))
+
+
+class Stopping(JournalCase):
+    def test_all_is_on_disk_and_the_closing_record_last(self) -> None:
+        journal = self.journal()
+        journal.append(*packed(1))
+        stopped: list[object] = []
+        journal.stop().addCallback(stopped.append)
+        self.assertEqual(stopped, [])
+        self.disk.work()
+        self.assertEqual(len(stopped), 1)
+        self.assertEqual((self.numbers(), self.actions()), ([1], ["audit_close"]))
+        self.assertTrue(self.disk.stopped)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        journal.append(*packed(2))
+        self.durable(journal, 3)
+        self.clock.advance(0)
+        self.assertEqual((journal.dropped, self.told), (2, [(3, "the defender is stopping")]))
+
+    def test_stopping_twice_and_without_a_start(self) -> None:
+        journal = self.journal()
+        first, second = journal.stop(), journal.stop()
+        self.disk.work()
+        self.successResultOf(first)
+        self.successResultOf(second)
+        self.successResultOf(self.journal(start=False).stop())
+
+    def test_a_disk_that_hangs_does_not_keep_it(self) -> None:
+        journal = self.journal()
+        self.durable(journal, 1)
+        stopped = journal.stop()
+        self.clock.advance(PATIENCE)
+        self.successResultOf(stopped)
+        self.assertEqual(len(self.told), 1)
+        self.assertEqual(journal.dropped, 2)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_disk_that_fails_gets_one_more_chance(self) -> None:
+        journal = self.journal()
+        self.disk.trouble = "No space left on device"
+        journal.append(*packed(1))
+        self.later()
+        self.disk.trouble = ""
+        stopped = journal.stop()
+        self.disk.work()
+        self.successResultOf(stopped)
+        self.assertEqual(self.numbers(), [1])
+        self.assertIn("audit_close", self.actions())
+
+    def test_a_disk_that_fails_on_ends_it_at_once(self) -> None:
+        journal = self.journal()
+        self.disk.trouble = "No space left on device"
+        journal.append(*packed(1))
+        self.later()
+        stopped = journal.stop()
+        self.disk.work()
+        self.successResultOf(stopped)
+        self.assertEqual(journal.dropped, 3)
+
+    def test_the_next_run_goes_on_with_the_numbers(self) -> None:
+        for number in range(3):
+            journal = self.journal()
+            self.durable(journal, number)
+            self.disk.work()
+            self.stop(journal)
+        events = self.events()
+        self.assertEqual([each["seq"] for each in events], [1, 2, 3, 4, 5, 6])
+        self.assertEqual(len({each["epoch"] for each in events}), 1)
+        self.assertEqual(self.actions(), ["audit_close"] * 3)
+        self.assertEqual(len(list(self.directory.glob("*.seg"))), 1)
+
+
+class Looking(JournalCase):
+    def test_earlier_segments_are_looked_at_between_the_commits(self) -> None:
+        journal = self.journal()
+        for number in range(60):
+            self.durable(journal, number, "x" * 5000)
+            self.disk.work()
+        self.stop(journal)
+        oldest = min(self.directory.glob("*.seg"))
+        data = bytearray(oldest.read_bytes())
+        data[20_000] ^= 1
+        oldest.write_bytes(data)
+        journal = self.journal()
+        for _ in range(200):
+            self.later(PAUSE)
+        self.assertFalse(any(isinstance(command, Inspect) for command, _ in self.disk.waiting))
+        self.later()
+        self.assertEqual(self.actions()[-2:], ["audit_damaged", "audit_gap"])
+        gap = self.events()[-1]
+        self.assertEqual(gap["result"]["dropped"], 1)
+        self.assertTrue((self.directory / f"{oldest.name}.bad").exists())
+        self.assertEqual(len(self.numbers()), 59)
+        self.assertEqual(journal.repaired, 2)
+        self.stop(journal)
+        # The next start does not tell it again.
+        before = len(self.actions())
+        journal = self.journal()
+        for _ in range(200):
+            self.later(PAUSE)
+        self.assertEqual(self.actions()[before:], [])
+
+
+class Status(JournalCase):
+    def test_what_an_operator_sees(self) -> None:
+        journal = self.journal()
+        self.durable(journal, 1)
+        journal.append(*packed(2))
+        self.disk.step()
+        status = journal.status()
+        self.assertEqual(status.pop("directory"), str(self.directory))
+        self.assertRegex(str(status.pop("epoch")), "^[0-9a-f]{16}$")
+        self.assertEqual(
+            status,
+            {
+                "segments": 1,
+                "bytes": SEGMENT,
+                "first_seq": 1,
+                "last_seq": 1,
+                "durable_seq": 1,
+                "waiting": 1,
+                "written": 1,
+                "durable": 1,
+                "failed": 0,
+                "dropped": 0,
+                "reduced": 0,
+                "repaired": 0,
+                "rotated": 0,
+                "problem": "",
+            },
+        )
+
+    def test_settling(self) -> None:
+        journal = self.journal()
+        journal.append(*packed(1))
+        self.assertTrue(journal.settle())
+        self.assertEqual(self.numbers(), [1])
+        self.disk.trouble = "Input/output error"
+        journal.append(*packed(2))
+        self.assertFalse(journal.settle())
+        self.disk.trouble = ""
+        self.assertIsInstance(self.disk.done[0], object)
+        self.assertTrue(any(isinstance(command, Prepare) for command in self.disk.done))
+
+
+def test_an_event_is_not_kept_hold_of() -> None:
+    """`record` takes a dict over: the caller's parts are packed at once, not later."""
+    value: Event = event()
+    assert value["kind"] == "engine"
