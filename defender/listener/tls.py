@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL, crypto
 
-# Two things that pyOpenSSL has no method for: the list of groups, and, inside the verify callback, the leaf
-# and an error code of our own, which decides the alert. Twisted's _sslverify uses the same binding.
+# Two things that pyOpenSSL has no method for: the list of groups, and, inside the verify callback, the leaf,
+# its hash, and an error code of our own, which decides the alert. Twisted's _sslverify uses the same binding.
 from OpenSSL._util import ffi, lib
 
 from defender.contract.errors import IdentityError
@@ -39,6 +39,9 @@ MAX_DEPTH = 4
 """Certificates between a leaf and its anchor: OpenSSL stops looking beyond."""
 
 ALPN = b"http/1.1"
+
+KNOWN_CERTIFICATES = 1000
+"""Certificates of which a context remembers whom they name. Reading one costs a fifth of a handshake."""
 
 _MINIMUM = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _PRIVATE_KEYS = (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey)
@@ -80,8 +83,10 @@ def server_context(
     """Make the context of a listener that requires client certificates.
 
     ``verify`` is given the client's certificate once its chain holds and raises IdentityError to refuse it;
-    by default it asks for a user of ``trust_domain`` (`subject_of_certificate`). ``minimum`` is ``"1.3"`` or
-    ``"1.2"``. Raises TLSFilesError.
+    by default it asks for a user of ``trust_domain`` (`subject_of_certificate`). What it returned is taken
+    for the next connection with the same certificate too: it must depend on nothing else. The chain, with
+    the times and signatures in it, is checked on every connection. ``minimum`` is ``"1.3"`` or ``"1.2"``.
+    Raises TLSFilesError.
     """
     if verify is None:
         verify = partial(subject_of_certificate, trust_domain=trust_domain)
@@ -131,19 +136,29 @@ def _select_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
 
 def _require_certificate(context: SSL.Context, verify: Callable[[x509.Certificate], object]) -> None:
     """Set the verify callback: OpenSSL calls it for each certificate, from the anchor down to depth 0."""
+    known: dict[bytes, object] = {}
+
+    def judge_leaf(store_context: Any) -> object:
+        key = _fingerprint(store_context)
+        found = known.get(key)
+        if found is None:
+            found = verify(_leaf_of(store_context))
+            if len(known) >= KNOWN_CERTIFICATES:
+                del known[next(iter(known))]
+            known[key] = found
+        return found
 
     def judge(ok: int, store_context: Any) -> int:
         check = _check_of(store_context)
         depth = lib.X509_STORE_CTX_get_error_depth(store_context)
         if ok and depth > 0:
             return 1
-        leaf = _leaf_of(store_context)
         if ok:
-            check.verified = verify(leaf)
+            check.verified = judge_leaf(store_context)
             return 1
         code = lib.X509_STORE_CTX_get_error(store_context)
         check.check = ffi.string(lib.X509_verify_cert_error_string(code)).decode()
-        check.subject = common_name(leaf)
+        check.subject = common_name(_leaf_of(store_context))
         check.detail = f"OpenSSL error {code} at depth {depth}"
         return 0
 
@@ -174,6 +189,16 @@ def _check_of(store_context: Any) -> PeerCheck:
     pointer = lib.X509_STORE_CTX_get_ex_data(store_context, index)
     check = SSL.Connection._reverse_mapping[pointer].get_app_data()
     return check if isinstance(check, PeerCheck) else PeerCheck()
+
+
+def _fingerprint(store_context: Any) -> bytes:
+    """Return the SHA-256 of the leaf as it came."""
+    digest = ffi.new("unsigned char[]", lib.EVP_MAX_MD_SIZE)
+    length = ffi.new("unsigned int *")
+    leaf = lib.X509_STORE_CTX_get0_cert(store_context)
+    if lib.X509_digest(leaf, lib.EVP_get_digestbyname(b"sha256"), digest, length) != 1:
+        raise RuntimeError("OpenSSL cannot hash a certificate")
+    return bytes(ffi.buffer(digest, length[0]))
 
 
 def _leaf_of(store_context: Any) -> x509.Certificate:

@@ -100,7 +100,6 @@ class TLSStream(SocketStream):
     """The server's end of one TLS connection. Use it once `handshake` has fired."""
 
     __slots__ = (
-        "_certificate",
         "_check",
         "_connection",
         "_deadline",
@@ -138,7 +137,6 @@ class TLSStream(SocketStream):
         lib.SSL_clear_mode(self._ssl, lib.SSL_MODE_AUTO_RETRY | lib.SSL_MODE_ENABLE_PARTIAL_WRITE)
         self._connection.set_app_data(self._check)
         self._connection.set_accept_state()
-        self._certificate: x509.Certificate | None = None
         self._established = False
         self._handshake: Deferred[TLSStream] | None = None
         self._handshake_timeout = handshake_timeout
@@ -161,8 +159,14 @@ class TLSStream(SocketStream):
 
     @property
     def certificate(self) -> x509.Certificate | None:
-        """The peer's own certificate, None before the handshake or where the context asks for none."""
-        return self._certificate
+        """The peer's own certificate, read anew each time.
+
+        None before the handshake, after the connection's end, and where the context asks for none.
+        """
+        if not self._established or self._connection is None:
+            return None
+        found: x509.Certificate | None = self._connection.get_peer_certificate(as_cryptography=True)
+        return found
 
     @property
     def verified(self) -> object:
@@ -233,9 +237,7 @@ class TLSStream(SocketStream):
 
     def _shaken(self) -> None:
         self._stop_writing()
-        self._certificate = self._connection.get_peer_certificate(as_cryptography=True)
-        wanted = self._connection.get_context().get_verify_mode() & SSL.VERIFY_FAIL_IF_NO_PEER_CERT
-        if wanted and self._certificate is None:
+        if self._check.verified is None and self._lacks_certificate():
             self._refuse("no client certificate", "OpenSSL let the peer pass without one")
             return
         self._established = True
@@ -245,6 +247,10 @@ class TLSStream(SocketStream):
         handshake = self._end_handshake()
         if handshake is not None:
             handshake.callback(self)
+
+    def _lacks_certificate(self) -> bool:
+        wanted = self._connection.get_context().get_verify_mode() & SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+        return bool(wanted) and self._connection.get_peer_certificate() is None
 
     def _why(self, error: SSL.Error) -> tuple[str, str]:
         reasons = [entry[2] for entry in error.args[0]] if error.args else []

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec
 from OpenSSL import SSL
@@ -15,6 +17,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from controller.pki.authority import certificate_pem
 from defender.contract.errors import IdentityError
+from defender.contract.identity import CertificateSubject, subject_of_certificate
+from defender.listener import tls as listener_tls
 from defender.listener.tls import TLSFiles, TLSFilesError, server_context
 from defender.streams.tls import HandshakeError, TLSStream
 from tests.defender.streams.harness import Recorder, StreamCase, TLSClient, TruncatedError, fleet, tcp_pair
@@ -156,6 +160,64 @@ class CertificateTests(HandshakeCase):
         error, _ = await self.refuse(fleet().client_context(), context)
         self.assertEqual((error.check, error.detail), ("locked", "the serial is locked"))
         self.assertEqual(error.subject, "bruce")
+
+    async def test_whom_a_certificate_names_is_found_out_once(self) -> None:
+        seen: list[x509.Certificate] = []
+
+        def verify(certificate: x509.Certificate) -> object:
+            seen.append(certificate)
+            return subject_of_certificate(certificate, fleet().pki.trust_domain)
+
+        context = server_context(fleet().files, trust_domain="x", verify=verify)
+        other = fleet().write("other", fleet().pki.user("ada@example.com"))
+        for files, user in ((None, "bruce"), (other, "ada"), (None, "bruce"), (other, "ada")):
+            _, stream = await self.succeed(fleet().client_context(files=files), context)
+            assert isinstance(stream.verified, CertificateSubject)
+            self.assertEqual(stream.verified.user, f"{user}@example.com")
+        self.assertEqual(len(seen), 2)
+        self.assertEqual(len({certificate.serial_number for certificate in seen}), 2)
+
+    async def test_a_refused_certificate_is_judged_each_time(self) -> None:
+        count = 0
+
+        def verify(certificate: object) -> object:
+            nonlocal count
+            count += 1
+            if count < 3:
+                raise IdentityError("locked", "not yet", subject="bruce")
+            return "let in"
+
+        context = server_context(fleet().files, trust_domain="x", verify=verify)
+        for _ in range(2):
+            error, _ = await self.refuse(fleet().client_context(), context)
+            self.assertEqual(error.check, "locked")
+        _, stream = await self.succeed(fleet().client_context(), context)
+        self.assertEqual((stream.verified, count), ("let in", 3))
+
+    async def test_what_is_remembered_of_certificates_is_bounded(self) -> None:
+        self.patch(listener_tls, "KNOWN_CERTIFICATES", 2)
+        count = 0
+
+        def verify(certificate: object) -> object:
+            nonlocal count
+            count += 1
+            return "let in"
+
+        context = server_context(fleet().files, trust_domain="x", verify=verify)
+        users = [None, *(fleet().write(f"user-{n}", fleet().pki.user()) for n in range(2))]
+        for files, expected in (*zip(users, (1, 2, 3), strict=True), (users[2], 3), (users[0], 4)):
+            await self.succeed(fleet().client_context(files=files), context)
+            self.assertEqual(count, expected)
+
+    async def test_the_chain_of_a_known_certificate_is_checked_again(self) -> None:
+        context = fleet().context()
+        await self.succeed(fleet().client_context(), context)
+        store = context.get_cert_store()
+        assert store is not None
+        store.set_time(datetime.now(UTC) + timedelta(days=36500))
+        error, alert = await self.refuse(fleet().client_context(), context)
+        self.assertIn("expired", error.check)
+        self.assertEqual(alert, "SSLV3_ALERT_CERTIFICATE_EXPIRED")
 
     async def test_several_anchors(self) -> None:
         other = TestAuthority()
