@@ -272,6 +272,7 @@ class InheritedSockets:
                 raise BindError(f"inherited descriptor {number} ({name}) is no socket: {reason}") from None
             families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
             if sock.type != socket.SOCK_STREAM or sock.family not in families or not listening:
+                sock.detach()  # it is its owner's to close, not the garbage collector's
                 raise BindError(f"inherited descriptor {number} ({name}) is not a listening stream socket")
             sock.setblocking(False)
             found.append((name, sock))
