@@ -138,11 +138,12 @@ class Targets(SynchronousTestCase):
                 "haproxy": {"p50_us": 100.0},
             },
             "idle": {"defender": {"kib": 30.04}},
-            "/info 8": {"defender": {"p50_us": 116.0}, "dockerd": {"p50_us": 100.0}},
+            "/info 1": {"defender": {"p50_us": 116.0}, "dockerd": {"p50_us": 100.0}},
+            "/info 8": {"defender": {"rps": 90.0}, "dockerd": {"rps": 100.0}},
         }
         self.assertEqual(
             [(round(goal.value, 2), goal.verdict) for goal in goals(medians)],
-            [(1.2, "yes"), (1.4, "yes"), (1.16, "NO"), (30.04, "yes")],
+            [(1.2, "yes"), (1.4, "yes"), (1.16, "NO"), (0.9, "yes"), (30.04, "yes")],
         )
 
     def test_durable_calls_are_held_against_the_disk(self) -> None:
