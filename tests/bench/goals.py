@@ -82,8 +82,8 @@ def _against(medians: Medians) -> Iterator[tuple[str, str, str, str, float, floa
     yield "put", "cpu_gb", "haproxy", "CPU per GB, upload", 1.0, 1.0, False
     yield "echo", "cpu_gb", "haproxy", "CPU per GB, echo on a tunnel", 1.4, 1.0, False
     yield "rtt", "p50_us", "haproxy", "64 bytes there and back, p50", 1.5, 1.1, False
-    # With eight at a time dockerd's own listener serves some connections at once and lets others wait: half of its
-    # requests are fast, and the median tells of that alone. The rate tells what they cost.
+    # With eight at a time dockerd's own listener serves some connections at once and lets others wait: the
+    # median tells of the lucky half alone. The rate tells what all of them cost.
     for path in ("/containers/json", "/info"):
         yield f"{path} 1", "p50_us", "dockerd", f"real Engine, {path}, 1, p50", 1.15, 1.1, False
         yield f"{path} 8", "rps", "dockerd", f"real Engine, {path}, 8, requests/s", 0.87, 0.91, True
