@@ -138,6 +138,22 @@ def describe(
     return Description(fields, redacted)
 
 
+def described_further(
+    described: Description,
+    *,
+    body: Mapping[str, object],
+    redacted: Sequence[str] = (),
+    container: Mapping[str, object] | None = None,
+) -> Description:
+    """A description with what the request's body says (`redacted` of that), and the container it is about."""
+    fields = dict(described.fields)
+    if container:
+        fields["container"] = container
+    if body:
+        fields["body"] = body
+    return Description(fields, (*described.redacted, *(f"body.{name}" for name in redacted)))
+
+
 def describe_unreadable(method: str = "", target: str = "") -> Description:
     """A request that could not be read: as much of its request line as can be shown, nothing of its query."""
     path, mark, _ = target.partition("?")
@@ -215,12 +231,13 @@ def request_event(
     sent: int = 0,
     ms: float = 0.0,
     error: str = "",
+    answer: Mapping[str, object] | None = None,
 ) -> Event:
     """An Engine call: its attempt while `status` is None, then its result.
 
     `sent` counts the bytes of the answer's body, `ms` runs from the end of the request's head to the end of
     the answer (of its head, where it becomes a stream). `status` is the one that the client got, 0 if it
-    went away before. `error` says why a call ended early, in a few words.
+    went away before. `error` says why a call ended early, in a few words; `answer` what the Engine's said.
     """
     event: Event = {
         "kind": "engine",
@@ -234,6 +251,8 @@ def request_event(
         result: dict[str, object] = {"status": status, "bytes": sent, "ms": round(ms, 3)}
         if error:
             result["error"] = shorten(error)
+        if answer:
+            result["answer"] = answer
         event["result"] = result
     if request.redacted:
         event["redacted"] = request.redacted

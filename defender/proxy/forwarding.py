@@ -13,6 +13,14 @@ from typing import TYPE_CHECKING
 
 from twisted.python.failure import Failure
 
+from defender.contract.audit import Description, described_further
+from defender.contract.particulars import (
+    MAX_ANSWER_BODY,
+    MAX_REQUEST_BODY,
+    Particulars,
+    answer_particulars,
+    request_particulars,
+)
 from defender.http1.body import ChunkedDecoder, LengthDecoder, encode_chunk, last_chunk
 from defender.http1.errors import HTTPError
 from defender.http1.head import Framing
@@ -56,6 +64,7 @@ class Forwarding:
     """One exchange. Implements `AnswerReceiver`; `client` is told how it ended, exactly once."""
 
     __slots__ = (
+        "_answer",
         "_answered",
         "_backend",
         "_began",
@@ -63,6 +72,8 @@ class Forwarding:
         "_client",
         "_closes",
         "_ended",
+        "_gathered",
+        "_gathering",
         "_half_closed",
         "_holding",
         "_passage",
@@ -72,6 +83,7 @@ class Forwarding:
         "_status",
         "_stream",
         "corr",
+        "described",
         "inquiry",
         "noted",
     )
@@ -85,6 +97,8 @@ class Forwarding:
         self.inquiry = inquiry
         self.noted = noted
         self.corr = b""
+        self.described: Description | None = None
+        self._answer: bytearray | None = None  # of an answer's body, for the record
         self._began = began
         self._backend: Backend | None = None
         self._body: LengthDecoder | ChunkedDecoder | None = None
@@ -92,11 +106,19 @@ class Forwarding:
         self._answered = False
         self._closes = False
         self._ended = False
+        self._gathered: bytearray | None = None  # of the body, before there is an Engine connection
+        self._gathering = False
         self._half_closed = False
         self._holding = False  # one of the subject's calls with the Engine
         self._repeated = False
         self._sent = 0
         self._status = 0
+
+    def answer_said(self) -> Particulars | None:
+        """What the record says of the Engine's answer, None if nothing."""
+        if not self._answer:
+            return None
+        return answer_particulars(self.inquiry.operation.action, self._status, bytes(self._answer))
 
     @property
     def is_sent(self) -> bool:
@@ -116,6 +138,11 @@ class Forwarding:
             if self.inquiry.body is BodyPlan.DISCARD:
                 self._drop_body(self._client.take_held())
                 return
+            if self.inquiry.tells:
+                self._gathering = True
+                self._gathered = bytearray()
+                self._gather(self._client.take_held())
+                return
         self._proceed()
 
     def take(self, data: bytes) -> bool:
@@ -124,6 +151,9 @@ class Forwarding:
             return False
         if self.inquiry.body is BodyPlan.DISCARD:
             self._drop_body(data)
+            return True
+        if self._gathering:
+            self._gather(data)
             return True
         if self._backend is None:
             return False
@@ -141,7 +171,8 @@ class Forwarding:
         self._half_closed = True
         if self._body is not None:
             # While there is no connection to the Engine the body waits, perhaps all of it.
-            if self._backend is not None or self.inquiry.body is not BodyPlan.FORWARD:
+            unseen = self._backend is None and not self._gathering
+            if not unseen or self.inquiry.body is not BodyPlan.FORWARD:
                 self._refuse_half()
             return
         self._wait_for_sign()
@@ -238,6 +269,28 @@ class Forwarding:
             self._client.wait(Waiting.BODY, 0)
             self._proceed()
 
+    def _gather(self, data: bytes) -> None:
+        """Take a body that the record speaks of to its end, or as far as it is read for that."""
+        body, gathered = self._body, self._gathered
+        if body is None or gathered is None:
+            return
+        try:
+            payload, surplus = body.decode(data)
+        except HTTPError as error:
+            self.refuse(error.status, error.message)
+            return
+        gathered += payload
+        if body.finished:
+            self._body = None
+            self._client.hold(surplus)
+        elif len(gathered) <= MAX_REQUEST_BODY:
+            self._client.wait(Waiting.BODY, self._proxy.limits.body_timeout)
+            return
+        self._gathering = False
+        said = request_particulars(self.inquiry.operation.action, bytes(gathered))
+        self.described = described_further(self.inquiry.described, body=said.fields, redacted=said.redacted)
+        self._proceed()
+
     # -- the record that comes first
 
     def _proceed(self) -> None:
@@ -308,7 +361,11 @@ class Forwarding:
             return
         self._backend = backend
         inquiry = self.inquiry
-        backend.begin(self, inquiry, inquiry.forwarded(self._version()), whole=self._body is None)
+        out = inquiry.forwarded(self._version())
+        if self._gathered is not None:
+            out += self._framed(bytes(self._gathered), finished=self._body is None)
+            self._gathered = None
+        backend.begin(self, inquiry, out, whole=self._body is None)
         if self._stream.pending > HIGH_WATER:
             # An earlier answer is still on its way out; its edge was crossed before this exchange began.
             backend.stream.pause_reading()
@@ -322,6 +379,13 @@ class Forwarding:
         if self._half_closed and self._body is not None and not self._ended:
             self._refuse_half()
 
+    def _framed(self, payload: bytes, *, finished: bool) -> bytes:
+        """A part of the request's body as it is written to the Engine."""
+        if self.inquiry.head.framing is not Framing.CHUNKED:
+            return payload
+        # Trailers of a request mean nothing to the Engine: they end here.
+        return encode_chunk(payload) + last_chunk(()) if finished else encode_chunk(payload)
+
     def _send_body(self, data: bytes) -> None:
         body, backend = self._body, self._backend
         if body is None or backend is None:
@@ -332,11 +396,7 @@ class Forwarding:
             self.refuse(error.status, error.message)
             return
         finished = body.finished
-        if self.inquiry.head.framing is Framing.CHUNKED:
-            payload = encode_chunk(payload)
-            if finished:
-                # Trailers of a request mean nothing to the Engine: they end here.
-                payload += last_chunk([])
+        payload = self._framed(payload, finished=finished)
         if finished:
             self._body = None
             self._client.hold(surplus)
@@ -366,12 +426,16 @@ class Forwarding:
         else:
             # An answer that is over before the request is ends both connections and says so (RFC 9112, 9.6).
             early = finished or not answer.head.keep_alive
+        if self.inquiry.asks or self._status >= 400:
+            self._answer = bytearray()
         closes = self._closes = early or self._client.ends_after(self.inquiry.head)
         out = answer.ended() if closes else answer.written
         if finished and passage is _BY_LENGTH and self._body is None:
             # The common one: small, and here at once.
             self._sent = len(payload)
             self._backend = None
+            if self._answer is not None:
+                self._answer += payload[: MAX_ANSWER_BODY + 1]
             self._stream.write(out + payload)
             if not self._ended:
                 self._note("")
@@ -390,6 +454,8 @@ class Forwarding:
         self, out: bytes, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
     ) -> None:
         self._sent += len(payload)
+        if self._answer is not None and len(self._answer) <= MAX_ANSWER_BODY:
+            self._answer += payload[: MAX_ANSWER_BODY + 1 - len(self._answer)]
         if self._passage is Passage.CHUNKED:
             payload = encode_chunk(payload)
             if finished:

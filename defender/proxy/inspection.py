@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from defender.contract.actions import Body, Operation, recognize
 from defender.contract.audit import Description, describe
 from defender.contract.fragments import request_fragment
+from defender.contract.particulars import wants_answer, wants_request
 from defender.http1.errors import HTTPError
 from defender.http1.head import CREDENTIALS, Framing, RequestHead, parse_request_head, write_request_head
 from defender.http1.target import Target, read_target, write_target
@@ -50,6 +51,10 @@ class Inquiry:
     """The request may be sent a second time: GET or HEAD, nothing sent along, no tunnel asked for."""
     ordinary: bool = field(init=False)
     """The answer to it is framed as the Engine framed it, and is never a stream."""
+    tells: bool = field(init=False)
+    """The record says something of its body."""
+    asks: bool = field(init=False)
+    """The record says something of the body of a good answer."""
     _written: tuple[tuple[int, int] | None, bytes] | None = field(init=False, default=None)
     _described: Description | None = field(init=False, default=None)
     _fragment: tuple[bytes, bytes] | None = field(init=False, default=None)
@@ -58,6 +63,8 @@ class Inquiry:
         self.repeatable = (
             self.head.method in ("GET", "HEAD") and self.body is not BodyPlan.FORWARD and self.upgrade is None
         )
+        self.asks = wants_answer(self.operation.action, 200)
+        self.tells = self.body is BodyPlan.FORWARD and wants_request(self.operation.action)
         self.ordinary = (
             not self.operation.hijack and self.head.method != "HEAD" and self.head.version >= (1, 1)
         )

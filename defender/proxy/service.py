@@ -32,6 +32,7 @@ from defender.contract.facts import Subject
 from defender.contract.fragments import packed, result_body
 from defender.contract.locks import LockSet
 from defender.contract.packing import pack_body
+from defender.contract.particulars import Particulars
 from defender.contract.policy import Decision
 from defender.contract.redaction import shorten
 from defender.http1.head import RequestHead
@@ -278,7 +279,8 @@ class Proxy(Service):
 
         Returns the id that joins the events of the call.
         """
-        event = request_event(actor_of(frontend.subject), exchange.inquiry.described, exchange.noted.fields)
+        described = exchange.described or exchange.inquiry.described
+        event = request_event(actor_of(frontend.subject), described, exchange.noted.fields)
         del event["corr"]
         frontend.share.spend(_ATTEMPT, self.seconds())
         return self._recorder.append_durable(*pack_body(event), b"", told)
@@ -297,18 +299,44 @@ class Proxy(Service):
         elif noted.decision.audit == "denied":
             return
         now = self.seconds()
-        pairs, body = result_body(
-            frontend.actor,
-            exchange.inquiry.fragment,
-            noted.packed,
-            status,
-            sent,
-            (now - began) * 1000.0,
-            error,
-        )
+        ms = (now - began) * 1000.0
+        said = exchange.answer_said()
+        if said is None and exchange.described is None:
+            fragment = exchange.inquiry.fragment
+            pairs, body = result_body(frontend.actor, fragment, noted.packed, status, sent, ms, error)
+        else:
+            pairs, body = self._full_result(frontend, exchange, status, sent, ms, error, said)
         frontend.share.spend(len(body) + _EVENT, now)
         corr = self._recorder.append(pairs, body, exchange.corr)
         exchange.corr = exchange.corr or corr
+
+    def _full_result(
+        self,
+        frontend: Frontend,
+        exchange: Forwarding,
+        status: int,
+        sent: int,
+        ms: float,
+        error: str,
+        said: Particulars | None,
+    ) -> tuple[int, bytes]:
+        """A result that says more than its head did, packed."""
+        event = request_event(
+            actor_of(frontend.subject),
+            exchange.described or exchange.inquiry.described,
+            exchange.noted.fields,
+            status=status,
+            sent=sent,
+            ms=ms,
+            error=error,
+            answer=said.fields if said is not None else None,
+        )
+        if said is not None and said.redacted:
+            hidden = event.get("redacted", ())
+            assert isinstance(hidden, tuple)
+            event["redacted"] = (*hidden, *(f"answer.{name}" for name in said.redacted))
+        del event["corr"]
+        return pack_body(event)
 
     def request_denied(
         self, frontend: Frontend, inquiry: Inquiry, noted: Noted, sent: int, began: float
@@ -391,7 +419,7 @@ class Proxy(Service):
         self._recorder.record(
             stream_end_event(
                 actor_of(frontend.subject),
-                exchange.inquiry.described,
+                exchange.described or exchange.inquiry.described,
                 exchange.noted.fields,
                 corr=exchange.corr,
                 received=tunnel.sent,

@@ -1,0 +1,102 @@
+"""What events say of the bodies of calls, and that the bodies arrive as they were sent."""
+
+from __future__ import annotations
+
+import json
+
+from defender.contract.particulars import MAX_REQUEST_BODY
+from tests.defender.proxy.house import CREATE, LIST, HouseCase, status_of
+
+EXEC_CREATE = b"POST /v1.41/containers/abc/exec HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+def with_length(head: bytes, body: bytes) -> bytes:
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def answer(status: bytes, body: bytes) -> bytes:
+    return b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+        status,
+        len(body),
+        body,
+    )
+
+
+class ParticularsTests(HouseCase):
+    def test_image_and_command_of_a_new_container_and_its_id(self) -> None:
+        client = self.house.client()
+        body = json.dumps(
+            {
+                "Image": "nginx:1.27",
+                "Cmd": ["serve", "--password=hunter2"],
+                "Env": ["TOKEN=hunter2"],
+                "HostConfig": {"Privileged": True, "Binds": ["/srv:/data"]},
+            }
+        ).encode()
+        client.deliver(with_length(CREATE, body))
+        self.assertTrue(self.house.engine.take().endswith(b"\r\n\r\n" + body))
+        self.house.engine.deliver(answer(b"201 Created", b'{"Id":"' + b"ab" * 32 + b'","Warnings":[]}'))
+        self.assertEqual(status_of(client.take()), 201)
+        attempt, result = self.house.events.kept
+        for event in (attempt, result):
+            self.assertEqual(event["req"]["body"]["image"], "nginx:1.27")
+            self.assertTrue(event["req"]["body"]["privileged"])
+            self.assertIn("/srv:/data", event["req"]["body"]["mounts"])
+            self.assertNotIn("hunter2", json.dumps(event))
+            self.assertTrue(any(name.startswith("body.") for name in event["redacted"]))
+        self.assertEqual(result["result"]["answer"]["id"], "ab" * 32)
+
+    def test_command_line_of_an_exec_in_chunks_that_drip(self) -> None:
+        client = self.house.client()
+        client.deliver(EXEC_CREATE + b"Transfer-Encoding: chunked\r\n\r\n")
+        for byte in b'14\r\n{"Cmd":["id","-un"]}\r\n0\r\n\r\n':
+            self.assertEqual(self.house.engine.take(), b"")
+            client.deliver(bytes([byte]))
+        sent = self.house.engine.take()
+        self.assertTrue(sent.endswith(b'\r\n\r\n14\r\n{"Cmd":["id","-un"]}\r\n0\r\n\r\n'))
+        self.assertEqual(self.house.events.kept[0]["req"]["body"]["command"], "id -un")
+
+    def test_empty_body_in_chunks(self) -> None:
+        client = self.house.client()
+        client.deliver(CREATE + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        self.assertTrue(self.house.engine.take().endswith(b"\r\n\r\n0\r\n\r\n"))
+
+    def test_request_behind_the_body_is_served_after_it(self) -> None:
+        client = self.house.client()
+        client.deliver(with_length(CREATE, b"{}") + LIST)
+        self.house.engine.deliver(answer(b"201 Created", b'{"Id":"1"}'))
+        self.assertIn(b"GET /v1.41/containers/json", self.house.engine.take())
+
+    def test_body_longer_than_is_read_streams_on_and_says_so(self) -> None:
+        client = self.house.client()
+        size = MAX_REQUEST_BODY + 50_000
+        client.deliver(CREATE + b"Content-Length: %d\r\n\r\n" % size)
+        sent = 0
+        while sent < size:
+            part = min(20_000, size - sent)
+            client.deliver(b"x" * part)
+            sent += part
+        forwarded = self.house.engine.take()
+        self.assertEqual(forwarded.count(b"x", forwarded.index(b"\r\n\r\n")), size)
+        self.assertEqual(self.house.events.kept[0]["req"]["body"], {"body": "too large"})
+
+    def test_client_that_ends_within_the_body(self) -> None:
+        client = self.house.client()
+        client.deliver(CREATE + b"Content-Length: 10\r\n\r\n{")
+        client.end()
+        self.assertEqual(status_of(client.take()), 400)
+        self.assertEqual(self.house.engine.take(), b"")
+        self.assertEqual([event["phase"] for event in self.house.events.kept], ["result"])
+
+    def test_broken_chunks_are_refused_before_the_engine_hears(self) -> None:
+        client = self.house.client()
+        client.deliver(CREATE + b"Transfer-Encoding: chunked\r\n\r\nnot hex\r\n")
+        self.assertEqual(status_of(client.take()), 400)
+        self.assertEqual(self.house.engine.take(), b"")
+
+    def test_why_the_engine_refused(self) -> None:
+        client = self.house.client()
+        client.deliver(with_length(CREATE, b'{"Image":"nope"}'))
+        self.house.engine.deliver(answer(b"404 Not Found", b'{"message":"No such image: nope"}'))
+        self.assertIn(b"No such image", client.take())
+        self.assertEqual(self.house.events.last()["result"]["answer"]["message"], "No such image: nope")
