@@ -1,15 +1,23 @@
-"""Disks for the journal's tests, in place of the thread: one that works at once, and one that waits."""
+"""A disk for the journal's tests in place of the thread, and the case that they share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
 
 from defender.audit.commands import Command, Commit
+from defender.audit.journal import INTERVAL, PATIENCE, Journal
 from defender.audit.store import Answer, Store, Trouble
 from defender.contract.audit import Event
 from defender.contract.packing import pack_body
+from tests.spool import events_in
 
+NANOS = 1_800_000_000_000_000_000
 SEGMENT = 65536
 
 
@@ -72,3 +80,56 @@ def packed(number: int = 0, padding: str = "") -> tuple[int, bytes]:
     value = event(number, padding)
     del value["corr"]
     return pack_body(value)
+
+
+class JournalCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = Path(directory.name) / "audit"
+        self.clock = Clock()
+        self.wall = 0.0  # by how much it is set apart from the monotonic clock
+        self.told: list[tuple[object, str]] = []
+
+    def journal(self, *, start: bool = True, refuse: bool = False, segments: int = 16) -> Journal:
+        self.disk = Disk(self.directory)
+        journal = Journal(
+            self.directory,
+            "web1",
+            reactor=self.clock,
+            segment_bytes=SEGMENT,
+            max_bytes=segments * SEGMENT,
+            refuse=refuse,
+            disk=self.disk,
+            wall=lambda: NANOS + int((self.clock.seconds() + self.wall) * 1e9),
+            monotonic=lambda: int(self.clock.seconds() * 1e9),
+        )
+        self.addCleanup(self.stop, journal)
+        if start:
+            journal.start()
+            self.disk.work()
+        return journal
+
+    def stop(self, journal: Journal) -> None:
+        journal.stop()
+        self.disk.work()
+        self.clock.advance(PATIENCE)
+
+    def teller(self, what: object) -> Callable[[str], None]:
+        return lambda reason: self.told.append((what, reason))
+
+    def durable(self, journal: Journal, number: int, padding: str = "") -> bytes:
+        return journal.append_durable(*packed(number, padding), b"", self.teller(number))
+
+    def events(self) -> list[dict[str, Any]]:
+        return events_in(self.directory)
+
+    def numbers(self) -> list[int]:
+        return [each["result"]["status"] for each in self.events() if each["kind"] == "engine"]
+
+    def actions(self) -> list[str]:
+        return [each["req"]["action"] for each in self.events() if each["kind"] != "engine"]
+
+    def later(self, seconds: float = INTERVAL) -> None:
+        self.clock.advance(seconds)
+        self.disk.work()
