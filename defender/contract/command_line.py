@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from defender.contract.programs import AFTER_KEY, AFTER_NAME, HIDE, NO_PROGRAM, PROGRAMS, SHELLS
-from defender.contract.redaction import HIDDEN, hide_url_secrets, shorten, words_of
+from defender.contract.redaction import HIDDEN, hide_password, hide_url, shorten, words_of
 from defender.contract.secret_shapes import hide_shapes, is_secret_name
 
 #: Longest recorded command line, most words and characters of it that are looked at.
@@ -46,8 +46,17 @@ def redact_command(words: Sequence[str]) -> tuple[str, bool]:
 
 def redact_script(text: str) -> tuple[str, bool]:
     """The same for a text that a shell reads."""
+    return _text_of(text, is_shell=True)
+
+
+def redact_text(text: str) -> tuple[str, bool]:
+    """The same for any other text, such as a sentence in which a command line is repeated."""
+    return _text_of(text, is_shell=False)
+
+
+def _text_of(text: str, *, is_shell: bool) -> tuple[str, bool]:
     cut = text if len(text) <= MAX_READ else _whole_words(text[:MAX_READ])
-    shown, hidden = _script(cut, 0, is_shell=True)
+    shown, hidden = _script(cut, 0, is_shell=is_shell)
     if len(cut) < len(text):
         shown = f"{shown}...({len(text)} characters)"
     return shorten(shown, MAX_COMMAND), hidden
@@ -77,9 +86,6 @@ _READS_SECRET: Final = frozenset(
 )
 
 _PAIR: Final = re.compile(r"(?<![\w.\[\]-])([\w.\[\]-]++)\\?[\"']?(?:=|:(?!//))")
-_DIGEST: Final = re.compile(r"sha\d+:")
-_NAME_START: Final = re.compile(r".*[/=,;'\"]", re.DOTALL)
-_SCHEME_END: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}\Z")
 _STARTS_SECRET: Final = re.compile(r"\s*[\"']?(-{0,2}[A-Za-z_][\w.-]*)[\"']?\s*[=:]\s*")
 _SPACE: Final = re.compile(r"\s")
 _NOUNS: Final = words_of("password passwd secret token passphrase")
@@ -226,12 +232,9 @@ class _Line:
         """A word without spaces: URLs, NAME=SECRET, NAME:PASSWORD@HOST, and tokens that have a shape."""
         shown = word
         if "://" in shown:
-            before, _, _ = shown.partition("://")
-            scheme = _SCHEME_END.search(before)
-            start = scheme.start() if scheme is not None else len(before)
-            shown = shown[:start] + hide_url_secrets(shown[start:])
+            shown = hide_url(shown)
         elif "@" in shown:
-            shown = _without_password(shown)
+            shown = hide_password(shown)
         if "=" in shown or ":" in shown:
             for found in _PAIR.finditer(shown):
                 if is_secret_name(found[1]):
@@ -246,16 +249,6 @@ class _Line:
         if shown != word:
             self.hidden = True
         return shown
-
-
-def _without_password(word: str) -> str:
-    """Of ``NAME:PASSWORD@HOST`` the host; the digest of an image is no host."""
-    before, _, host = word.rpartition("@")
-    name, colon, password = before.partition(":")
-    if not colon or not password or _DIGEST.match(host) is not None:
-        return word
-    start = _NAME_START.match(name)
-    return f"{start[0] if start is not None else ''}{HIDDEN}@{host}"
 
 
 # -- scripts

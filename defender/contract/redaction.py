@@ -46,6 +46,9 @@ PLAIN: Final = words_of("""
 URLS: Final = frozenset({"fromSrc", "remote"})
 
 _USERINFO: Final = re.compile(r"//[^/?#\s\"']*@")
+_DIGEST: Final = re.compile(r"sha\d+:")
+_NAME_START: Final = re.compile(r".*[/=,;'\"]", re.DOTALL)
+_SCHEME_END: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}\Z")
 _SEPARATOR: Final = re.compile(r"([?&;])")
 
 
@@ -103,7 +106,7 @@ def _hide_values(path: str) -> str:
 
 def _is_cut_password(host: str, tail: str, absolute: bool) -> bool:
     """Whether what looks like a port is the beginning of a password with a raw `/` in it."""
-    if ":" not in host or host.endswith("]"):
+    if ":" not in host or (host.startswith("[") and host.endswith("]")):
         return False
     if host.rpartition(":")[2].isdigit():
         return absolute and "@" in tail
@@ -141,8 +144,33 @@ def redact_query(action: str, pairs: Iterable[tuple[str, str]]) -> tuple[dict[st
     return query, tuple(hidden)
 
 
+def hide_url(word: str) -> str:
+    """A word without spaces; of a URL in it what `hide_url_secrets` leaves."""
+    before, mark, _ = word.partition("://")
+    if not mark:
+        return word
+    scheme = _SCHEME_END.search(before)
+    start = scheme.start() if scheme is not None else len(before)
+    return word[:start] + hide_url_secrets(word[start:])
+
+
+def hide_user(text: str) -> str:
+    """A text without the user and password of any URL in it."""
+    return _USERINFO.sub(f"//{HIDDEN}@", text) if "@" in text else text
+
+
+def hide_password(word: str) -> str:
+    """A word without spaces; of ``NAME:PASSWORD@HOST`` the host; the digest of an image is no host."""
+    before, _, host = word.rpartition("@")
+    name, colon, password = before.partition(":")
+    if not colon or not password or _DIGEST.match(host) is not None:
+        return word
+    start = _NAME_START.match(name)
+    return f"{start[0] if start is not None else ''}{HIDDEN}@{host}"
+
+
 def _scrub(value: str) -> str:
-    return shorten(_USERINFO.sub(f"//{HIDDEN}@", value))
+    return shorten(hide_user(value))
 
 
 def _hide(action: str, key: str, value: str) -> object:
