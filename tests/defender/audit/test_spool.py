@@ -19,6 +19,7 @@ from defender.audit.commands import (
     Retry,
     SegmentFile,
     Survey,
+    Tail,
 )
 from defender.audit.spool import FULL, LONGEST_RETRY, Spool, State
 from defender.contract.packing import assemble, pack_body
@@ -180,8 +181,6 @@ class Ordinary(SpoolCase):
         found = scan(data, decode_header(data))
         self.spool = self.make()
         self.spool.start()
-        from defender.audit.commands import Tail
-
         opened = Opened(
             EPOCH,
             4,
