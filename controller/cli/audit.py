@@ -29,6 +29,7 @@ from defender.contract.rule import ACTIONS
 from defender.contract.spool import SpoolError
 from defender.contract.spool_order import NO_HEADER, Epoch, Segment
 from defender.contract.spool_reading import (
+    Entry,
     Finding,
     Item,
     Trouble,
@@ -73,6 +74,11 @@ class Wanted:
     denied: bool = False
     since: int = 0
 
+    @property
+    def selective(self) -> bool:
+        """Whether an event must be looked into to know."""
+        return bool(self.users or self.actions or self.denied)
+
     def may(self, payload: bytes) -> bool:
         """Whether a record may hold a wanted event; quick, and before it is unpacked."""
         if self.since and 0 < micros_of(payload) < self.since:
@@ -106,64 +112,63 @@ class Note:
     agent: str
     micros: int
 
-    def show(self, writer: Writer) -> None:
-        """Print it."""
-        writer.finding(self.finding, self.agent, self.micros)
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A wanted event."""
-
-    event: Event
-
-    def show(self, writer: Writer) -> None:
-        """Print it."""
-        writer.event(self.event)
-
 
 class Reading:
-    """Turns records into the events that are wanted, and keeps what is amiss in its place among them."""
+    """Chooses the records of wanted events, and keeps what is amiss in its place among them."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: Wanted, writer: Writer) -> None:
         self.broken = False
-        """Whether something could not be read, or was altered."""
+        """Whether something that was shown could not be read, or was altered."""
         self._wanted = wanted
+        self._writer = writer
         self._agent = ""
         self._micros = 0
 
-    def lines(self, items: Iterable[Item]) -> Iterator[Note | Shown]:
+    def choose(self, items: Iterable[Item]) -> Iterator[Entry | Note]:
         """What is to be shown, in order. A finding before the first event that is recent enough is not."""
         wanted = self._wanted
         waiting: list[Finding] = []
         for item in items:
             if isinstance(item, Finding):
-                if item.trouble not in (Trouble.TORN, Trouble.EMPTY):
+                if not item.harmless:
                     waiting.append(item)
                 continue
-            record = item.record
-            self._agent, self._micros = item.epoch.agent, micros_of(record.payload)
+            payload = item.record.payload
+            self._agent, self._micros = item.epoch.agent, micros_of(payload)
             if waiting:
                 if self._micros >= wanted.since:
                     yield from map(self._note, waiting)
                 waiting.clear()
-            if not wanted.may(record.payload):
-                continue
-            try:
-                event = unpack(record.payload, agent=self._agent, epoch=item.epoch.number, seq=record.seq)
-            except SpoolError as error:
-                name, seq = item.segment.name, record.seq
-                yield self._note(
-                    Finding(Trouble.DAMAGE, item.epoch.number, name, record.offset, seq, seq, str(error))
-                )
-                continue
-            if wanted(event):
-                yield Shown(event)
+            if wanted.may(payload) and (not wanted.selective or self._matches(item)):
+                yield item
         yield from map(self._note, waiting)
 
+    def _matches(self, entry: Entry) -> bool:
+        try:
+            return self._wanted(_event(entry))
+        except SpoolError:
+            return True  # nobody knows; it is shown as what it is
+
     def _note(self, finding: Finding) -> Note:
-        self.broken = self.broken or finding.trouble in _BROKEN
         return Note(finding, self._agent, self._micros)
+
+    def show(self, line: Entry | Note) -> None:
+        """Print it."""
+        if isinstance(line, Entry):
+            try:
+                self._writer.event(_event(line))
+                return
+            except SpoolError as error:
+                seq, segment, offset = line.record.seq, line.segment.name, line.record.offset
+                trouble = Finding(Trouble.DAMAGE, line.epoch.number, segment, offset, seq, seq, str(error))
+                line = Note(trouble, line.epoch.agent, micros_of(line.record.payload))
+        self.broken = self.broken or line.finding.trouble in _BROKEN
+        self._writer.finding(line.finding, line.agent, line.micros)
+
+
+def _event(entry: Entry) -> Event:
+    record = entry.record
+    return unpack(record.payload, agent=entry.epoch.agent, epoch=entry.epoch.number, seq=record.seq)
 
 
 @click.group()
@@ -227,10 +232,9 @@ def tail(
     )
     files = _files(spool, state)
     count = lines if lines is not None else (None if since else 20)
-    reading = Reading(wanted)
-    writer: Writer = JsonWriter() if as_json else TableWriter()
+    reading = Reading(wanted, JsonWriter() if as_json else TableWriter())
     with _reading_of(files.path):
-        _tail(files, reading, wanted, count, follow, writer)
+        _tail(files, reading, wanted, count, follow)
     if reading.broken:
         sys.exit(1)
 
@@ -300,9 +304,7 @@ def _check_action(pattern: str) -> None:
         complain(f"No operation is called {pattern!r}; did you mean {near[0]!r}?")
 
 
-def _tail(
-    files: SpoolFiles, reading: Reading, wanted: Wanted, count: int | None, follow: bool, writer: Writer
-) -> None:
+def _tail(files: SpoolFiles, reading: Reading, wanted: Wanted, count: int | None, follow: bool) -> None:
     state = Walk()
     try:
         listing = files.look()
@@ -313,20 +315,19 @@ def _tail(
         segments: list[tuple[Epoch, Segment]] = []
     else:
         for finding in foreign_findings(listing.epochs):
-            reading.broken = True
-            writer.finding(finding, "", 0)
+            reading.show(Note(finding, "", 0))
         segments = listing.segments
         # One that has no header yet is just being made.
         while follow and segments and segments[-1][1].problem == NO_HEADER:
             segments.pop()
-        state, shown = _last(files, segments, reading, wanted, count, follow)
-        for line in shown:
-            line.show(writer)
+        state, chosen = _last(files, segments, reading, wanted, count, follow)
+        for line in chosen:
+            reading.show(line)
     follower = Follower(files, state)
     follower.begin(segments)
     while follow:
-        for line in reading.lines(follower.poll()):
-            line.show(writer)
+        for line in reading.choose(follower.poll()):
+            reading.show(line)
         sys.stdout.flush()
         time.sleep(POLL)
 
@@ -338,30 +339,33 @@ def _last(
     wanted: Wanted,
     count: int | None,
     follow: bool,
-) -> tuple[Walk, Iterable[Note | Shown]]:
+) -> tuple[Walk, Iterable[Entry | Note]]:
     """The last `count` events that are wanted, with what is amiss between them, and the walk's state.
 
-    As few of the newest segments are read as hold them.
+    As few of the newest segments are read as hold them. Without `count` the walk is made while the result is
+    gone through.
     """
     first = 0
     if wanted.since:
         oldest = wanted.since - int(_SLACK.total_seconds() * 1_000_000)
         begun = (place for place in reversed(range(len(segments))) if _begun(segments[place]) < oldest)
         first = next(begun, 0)
-    width = 1 if count is not None else len(segments)
+    state = Walk()
+    if count is None:
+        return state, reading.choose(walk(segments[first:], files.load, state, living=follow))
+    width = 1
     while True:
         start = max(len(segments) - width, first)
-        state, broken = Walk(), reading.broken
-        shown: deque[Note | Shown] = deque()
+        state = Walk()
+        chosen: deque[Entry | Note] = deque()
         found = 0
-        for line in reading.lines(walk(segments[start:], files.load, state, living=follow)):
-            shown.append(line)
-            found += isinstance(line, Shown)
-            while count is not None and found > count:
-                found -= isinstance(shown.popleft(), Shown)
-        if count is None or found == count or start <= first:
-            return state, shown
-        reading.broken = broken
+        for line in reading.choose(walk(segments[start:], files.load, state, living=follow)):
+            chosen.append(line)
+            found += isinstance(line, Entry)
+            while found > count:
+                found -= isinstance(chosen.popleft(), Entry)
+        if found == count or start <= first:
+            return state, chosen
         width *= 8
 
 
