@@ -118,7 +118,7 @@ class EngineSettings:
     )
     pool: int = field(
         metadata=about(
-            count(0, 4096), "Idle connections to the Engine that are kept for the next call.", default=32
+            count(0, 4096), "Idle connections to the Engine that are kept for the next call.", default=128
         )
     )
     max_connections: int = field(
