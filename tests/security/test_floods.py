@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from defender.proxy.budget import ANSWERED, SINGLE
 from defender.streams.interface import HIGH_WATER
 from tests.defender.proxy.house import BRUCE, EMPTY, LIST, HouseCase, status_of
 from tests.fakes.streams import MemoryStream
@@ -28,7 +29,7 @@ class PipelineTests(HouseCase):
         self.house.clock.pump([0.001] * 200)
         self.assertEqual(client.take().count(b"HTTP/1.1 403 "), 1500)
         self.assertFalse(client.paused)
-        self.assertEqual(len(self.house.events.kept), 1500)
+        self.assertEqual(len(self.house.events.kept), SINGLE)
         self.house.engine.deliver(EMPTY)
         self.assertEqual(status_of(client.take()), 200)
 
@@ -59,40 +60,84 @@ class PipelineTests(HouseCase):
 
 
 class DenialRateTests(HouseCase):
-    """Denials are cheap to ask for and each becomes an event: a flood would push all others out of the files
-    that are kept.
+    """Denials are cheap to ask for and each could become an event: a flood would push all others out of the
+    spool. The first ones of a user are events of their own, what comes then is counted.
     """
 
-    def denials(self, client: MemoryStream, count: int) -> int:
+    def answers(self, client: MemoryStream, count: int) -> dict[int, int]:
+        """Ask so often for what is denied; how many answers of each status came at once."""
         client.deliver(DENIED * count)
         self.house.clock.pump([0.0001] * 400)
-        return client.take().count(b"HTTP/1.1 403 ")
+        return self.read(client)
 
-    def test_sustained_rate_is_bounded(self) -> None:
+    def read(self, client: MemoryStream) -> dict[int, int]:
+        text = client.take()
+        return {status: text.count(b"HTTP/1.1 %d " % status) for status in (403, 429)}
+
+    def recorded(self) -> tuple[int, int]:
+        """Requests that events speak of, and how many events those are."""
+        events = self.house.events.kept
+        return sum(event["result"].get("count", 1) for event in events), len(events)
+
+    def test_answers_and_events_are_bounded_and_no_request_is_lost_count_of(self) -> None:
+        """Requests are made faster than the limit: the burst is denied, then answers are 429, then none."""
         clients = [self.house.client() for _ in range(3)]
-        burst = sum(self.denials(client, 5000) for client in clients)
-        self.assertTrue(1000 <= burst <= 2500, burst)
+        burst = sum(sum(self.answers(client, 5000).values()) for client in clients)
+        self.assertTrue(ANSWERED <= burst <= ANSWERED + 100, burst)
+        self.assertTrue(all(client.paused for client in clients))
         self.house.advance(10)
-        later = sum(client.take().count(b"HTTP/1.1 403 ") for client in clients)
-        self.assertTrue(100 <= later <= 600, later)
-        self.assertEqual(len(self.house.events.kept), burst + later)
+        later = [self.read(client) for client in clients]
+        denied, turned_down = (sum(each[status] for each in later) for status in (403, 429))
+        self.assertTrue(100 <= denied + turned_down <= 600, later)
+        self.house.stop()
+        told, events = self.recorded()
+        self.assertEqual(told, burst + denied + turned_down)
+        self.assertLess(events, SINGLE + 30)
 
     def test_others_are_not_held_back(self) -> None:
-        self.denials(self.house.client(), 5000)
+        self.answers(self.house.client(), 5000)
+        before = len(self.house.events.kept)
         client = self.house.client(dataclasses.replace(BRUCE, user="carol", groups=("readers",)))
-        self.assertEqual(self.denials(client, 100), 100)
+        self.assertEqual(self.answers(client, 100), {403: 100, 429: 0})
+        self.assertEqual(
+            [event["actor"]["user"] for event in self.house.events.kept[before:]], ["carol"] * 100
+        )
 
     def test_subject_is_forgiven(self) -> None:
         client = self.house.client()
-        self.denials(client, 5000)
+        self.answers(client, 5000)
         client.lose()
+        self.assertEqual(self.house.proxy.budgets.remembered, 1)
         self.house.advance(200)
-        self.assertEqual(self.denials(self.house.client(), 500), 500)
-        self.house.advance(200)
-        self.assertEqual(self.house.proxy._denials, {})
+        before = len(self.house.events.kept)
+        self.assertEqual(self.answers(self.house.client(), 500), {403: 500, 429: 0})
+        self.assertEqual(len(self.house.events.kept), before + SINGLE)
 
     def test_unreadable_requests_count_too(self) -> None:
-        for _ in range(2500):
+        for _ in range(ANSWERED + 100):
             self.house.client().deliver(b"nonsense\r\n\r\n")
+        self.assertEqual(self.answers(self.house.client(), 1), {403: 0, 429: 0})
+        self.house.stop()
+        told, events = self.recorded()
+        self.assertEqual(told, ANSWERED)
+        self.assertLess(events, SINGLE + 30)
+
+
+class RequestRateTests(HouseCase):
+    """Requests that would be served, faster than one user may make them."""
+
+    def test_flood_of_one_costs_the_engine_no_more_than_the_limit(self) -> None:
         client = self.house.client()
-        self.assertEqual(self.denials(client, 1), 0)
+        limits = self.house.proxy.limits
+        allowed = refused = 0
+        while refused < 50:
+            client.deliver(LIST)
+            if self.house.engine.take():
+                self.house.engine.deliver(EMPTY)
+            answer = client.take()
+            allowed, refused = allowed + (status_of(answer) == 200), refused + (status_of(answer) == 429)
+        self.assertEqual(allowed, limits.request_burst)
+        other = self.house.client(dataclasses.replace(BRUCE, user="carol", groups=("readers",)))
+        other.deliver(LIST)
+        self.house.engine.deliver(EMPTY)
+        self.assertEqual(status_of(other.take()), 200)
