@@ -2,24 +2,26 @@
 
     python -m tests.bench.profiling [--seconds N] [--native] [--cases keep,get,new] [DIRECTORY]
 
-py-spy looks at the running defender from outside, as often as it can without being in the way; each case is
-recorded twice, for the graph and for the text. Samples of waiting are left out.
+py-spy looks at the running defender from outside. What is shown is the thread that serves clients; py-spy
+cannot tell whether the spool's thread works or waits for the disk, so of that one only its CPU time is told.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.cases import FULL, Case, cases, measure
-from tests.bench.children import ROOT, Running, TargetError, pinned, stop_process
+from tests.bench.children import ROOT, Running, TargetError, cpu_seconds, pinned, stop_process
+from tests.bench.flame import flame_graph, shares
 from tests.bench.report import layout
 from tests.bench.run import chosen
 from tests.bench.stage import Stage, free_stage, prepare
@@ -39,6 +41,14 @@ RATE = 250
 SHOWN = 25
 
 
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Collapsed stacks of the thread that serves clients, and its part of the process's CPU time."""
+
+    stacks: list[str]
+    part: float
+
+
 def recorder() -> str:
     """Return the path of py-spy; raises `TargetError` without one."""
     beside = Path(sys.executable).parent / "py-spy"
@@ -48,18 +58,19 @@ def recorder() -> str:
     return found
 
 
-def record(
-    stage: Stage, defender: Running, case: Case, *, seconds: int, kind: str, file: Path, native: bool
-) -> None:
-    """Keep the load up while py-spy records it to a file of a kind, "raw" or "flamegraph".
+def record(stage: Stage, defender: Running, case: Case, seconds: int, native: bool) -> Recording:
+    """Keep the load up while py-spy looks.
 
     Raises:
         TargetError: with py-spy's words when it cannot look.
     """
+    file = stage.scene.directory / "stacks.txt"
+    file.unlink(missing_ok=True)
     words = ["record", "--pid", defender.pid, "--duration", seconds, "--rate", RATE, "--function"]
-    words += ["--format", kind, "--output", file, *(["--native"] if native else [])]
+    words += ["--format", "raw", "--output", file, *(["--native"] if native else [])]
     command = pinned(stage.client.core, [recorder(), *map(str, words)])
-    log = file.with_suffix(".log")
+    log = stage.scene.log("py-spy")
+    before = thread_seconds(defender.pid)
     with log.open("wb") as output:
         watching = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
@@ -70,28 +81,21 @@ def record(
     if watching.returncode or not file.exists():
         end = "\n".join(log.read_text("utf-8", "replace").splitlines()[-5:])
         raise TargetError(f"py-spy could not record the defender (root can):\n{end}")
-    log.unlink()
+    after = thread_seconds(defender.pid)
+    spent = after[1] - before[1]
+    part = (after[0] - before[0]) / spent if spent else 1.0
+    return Recording(serving_stacks(file.read_text("utf-8", "replace").splitlines()), min(part, 1.0))
 
 
-def shares(stacks: Iterable[str]) -> list[tuple[str, float, float]]:
-    """Sum up collapsed stacks, ``outer;inner COUNT``.
+def serving_stacks(lines: Iterable[str]) -> list[str]:
+    """Leave out the stacks of threads that Python started: the serving one is the first."""
+    return [line for line in lines if "Thread._bootstrap (" not in line]
 
-    Returns:
-        (function, percent of samples in itself, percent in it and what it calls), most in itself first.
-    """
-    inside: Counter[str] = Counter()
-    below: Counter[str] = Counter()
-    for line in stacks:
-        frames, _, count = line.rstrip().rpartition(" ")
-        if not frames or not count.isdigit():
-            continue
-        names = frames.split(";")
-        inside[names[-1]] += int(count)
-        for name in set(names):
-            below[name] += int(count)
-    total = sum(inside.values()) or 1
-    order = sorted(below, key=lambda name: (-inside[name], -below[name], name))
-    return [(name, inside[name] * 100 / total, below[name] * 100 / total) for name in order]
+
+def thread_seconds(pid: int) -> tuple[float, float]:
+    """CPU seconds of a process's first thread (proc(5), in steps of a clock tick), and of all."""
+    fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), cpu_seconds(pid)
 
 
 def top(stacks: Iterable[str]) -> str:
@@ -112,12 +116,14 @@ def profile(directory: Path, names: list[str], seconds: int, native: bool) -> No
             try:
                 for name in names:
                     case = known[PROFILED[name]]
-                    raw = directory / f"{name}.txt"
+                    recording = record(stage, defender, case, seconds, native)
+                    title = (
+                        f"{case.name}: {recording.part * 100:.0f} % of the CPU time is the serving thread's"
+                    )
+                    (directory / f"{name}.txt").write_text("\n".join(recording.stacks) + "\n")
                     graph = directory / f"{name}.svg"
-                    for kind, file in (("raw", raw), ("flamegraph", graph)):
-                        record(stage, defender, case, seconds=seconds, kind=kind, file=file, native=native)
-                    stacks = raw.read_text("utf-8", "replace").splitlines()
-                    print(f"{case.name}: {graph}\n\n{top(stacks)}\n", flush=True)
+                    graph.write_text(flame_graph(title, recording.stacks))
+                    print(f"{title}\n{graph}\n\n{top(recording.stacks)}\n", flush=True)
             finally:
                 defender.stop()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -18,8 +20,9 @@ from tests.bench.cases import ATTACH, DISTINCT_TARGETS, FULL, GROUPS, TARGET_PAT
 from tests.bench.children import ROOT
 from tests.bench.decisions import RULES, USERS, policy_cost, policy_text, subjects
 from tests.bench.durable import OTHER, RECORD_FIRST
+from tests.bench.flame import WIDTH, flame_graph, shares
 from tests.bench.goals import Goal, goals
-from tests.bench.profiling import PROFILED, shares
+from tests.bench.profiling import PROFILED, serving_stacks, thread_seconds
 from tests.bench.report import KINDS, comparison
 from tests.bench.run import chosen, options_parser
 from tests.bench.spool import spool_cost
@@ -191,6 +194,27 @@ class Profile(SynchronousTestCase):
             shares(stacks),
             [("send", 75.0, 75.0), ("parse", 25.0, 25.0), ("loop", 0.0, 100.0), ("main", 0.0, 100.0)],
         )
+
+    def test_a_frame_is_as_wide_as_its_share_and_stands_on_its_caller(self) -> None:
+        picture = ElementTree.fromstring(flame_graph("a <title>", ["main;loop;send 3", "main;loop;parse 1"]))
+        place = {"s": "http://www.w3.org/2000/svg"}
+        frames = {}
+        for group in picture.findall("s:g", place):
+            rect = group.find("s:rect", place)
+            assert rect is not None
+            name = (group.findtext("s:title", "", place)).partition(":")[0]
+            frames[name] = tuple(float(rect.get(key, "")) for key in ("x", "width", "y"))
+        self.assertEqual(frames["send"][:2], (WIDTH / 4, WIDTH * 3 / 4))
+        self.assertEqual(frames["parse"][:2], (0, WIDTH / 4))
+        self.assertLess(frames["send"][2], frames["loop"][2])
+
+    def test_threads_of_python_are_left_out(self) -> None:
+        stacks = ["run;doPoll 3", "Thread._bootstrap (threading.py:988);DiskThread._run (disk.py:47) 5"]
+        self.assertEqual(serving_stacks(stacks), stacks[:1])
+
+    def test_the_first_thread_s_time_is_part_of_the_whole(self) -> None:
+        main, whole = thread_seconds(os.getpid())
+        self.assertTrue(0 < main <= whole + 0.02, (main, whole))
 
     def test_every_profiled_case_is_one_of_the_bench(self) -> None:
         with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as name:
