@@ -134,7 +134,10 @@ def check(files: SpoolFiles, progress: Callable[[int, int], None] | None = None)
         if progress is not None:
             progress(read, len(segments))
         read += 1
-        return files.load(segment)
+        data = files.load(segment)
+        if data is None:  # it made room in this moment
+            del reports[segment.name]
+        return data
 
     state, recorded = Walk(), Recorded()
     findings = foreign_findings(listing.epochs)
@@ -274,4 +277,4 @@ def _document(report: Report) -> dict[str, object]:
     }
 
 
-_HARMLESS = frozenset({Trouble.TORN, Trouble.EMPTY})
+_HARMLESS = frozenset({Trouble.TORN, Trouble.MENDED, Trouble.EMPTY})

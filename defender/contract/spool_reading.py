@@ -9,6 +9,7 @@ Nothing is fatal and nothing is passed over in silence: what is not a good recor
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Final, NamedTuple
@@ -23,6 +24,7 @@ from defender.contract.spool import (
     SegmentHeader,
     SpoolError,
     first_chain,
+    is_quarantined,
     scan,
 )
 from defender.contract.spool_order import NO_HEADER, Epoch, Segment, arrange, flatten, segment_of
@@ -46,11 +48,13 @@ class Trouble(Enum):
     #: A segment's last bytes are no record: its writing was cut off, or goes on. Nothing is lost by it that
     #: was said to be on disk, unless a `GAP` follows.
     TORN = "torn"
+    #: Bytes of a quarantined segment are not what was written; the next segment has all of it.
+    MENDED = "mended"
     #: A segment was made, and nothing was written to it.
     EMPTY = "empty"
 
 
-_NOTES: Final = frozenset({Trouble.TORN, Trouble.EMPTY})
+_NOTES: Final = frozenset({Trouble.TORN, Trouble.MENDED, Trouble.EMPTY})
 
 
 class Finding(NamedTuple):
@@ -111,7 +115,7 @@ class Walk:
         # What the next segment may repeat, by ascending number: what is held back, the chain of what is not.
         self._held: dict[int, Entry] = {}
         self._given: dict[int, bytes] = {}
-        self._damage: list[tuple[str, Damage]] = []
+        self._damage: deque[tuple[str, Damage]] = deque()
         self._conflict = False
 
     @property
@@ -196,11 +200,24 @@ class Walk:
         """There are no more segments; that the last epoch is not closed is in order, it may still go on."""
         yield from self._flush(0)
         for name, damage in self._damage:
-            # If records are lost here, no later one shows how many.
-            trouble = Trouble.TORN if damage.start == damage.end else Trouble.DAMAGE
-            number = self._epoch.number if self._epoch else 0
-            yield Finding(trouble, number, name, damage.start, 0, 0, damage.reason)
+            yield self._without_loss(name, damage)
         self._damage.clear()
+
+    def skip(self) -> Iterator[Item]:
+        """Segments were removed in this moment: what comes next begins anew."""
+        yield from self.end()
+        self._epoch = self._segment = None
+        self._before = (0, 0, b"")
+
+    def _without_loss(self, name: str, damage: Damage) -> Finding:
+        """Damage from which no missing record is known."""
+        trouble = Trouble.DAMAGE
+        if damage.start == damage.end:
+            trouble = Trouble.TORN
+        elif damage.next_seq and is_quarantined(name):
+            trouble = Trouble.MENDED
+        number = self._epoch.number if self._epoch else 0
+        return Finding(trouble, number, name, damage.start, 0, 0, damage.reason)
 
     def _end(self) -> Iterator[Item]:
         """The present epoch is over."""
@@ -264,21 +281,28 @@ class Walk:
     def _give(self, entry: Entry) -> Iterator[Item]:
         seq = entry.record.seq
         if self._expected and seq > self._expected:
-            yield self._gap(entry, self._expected, seq - 1)
+            yield from self._gap(entry, self._expected, seq - 1)
         if seq >= self._expected:
             self._expected, self.last_seq, self._chain = seq + 1, seq, entry.record.chain
             self._closed = is_closing(entry.record.payload)
         yield entry
 
-    def _gap(self, entry: Entry, first: int, last: int) -> Finding:
+    def _gap(self, entry: Entry, first: int, last: int) -> Iterator[Finding]:
         """Why these numbers are missing: the damage that lies where they should be, if there is one."""
         epoch = entry.epoch.number
-        for place, (name, damage) in enumerate(self._damage):
-            if damage.first_seq <= first and (not damage.next_seq or damage.next_seq > last):
-                del self._damage[place]
-                return Finding(Trouble.DAMAGE, epoch, name, damage.start, first, last, damage.reason)
+        while self._damage:
+            name, damage = self._damage[0]
+            if damage.next_seq and damage.next_seq <= first:
+                yield self._without_loss(name, damage)
+            elif damage.first_seq <= first and (not damage.next_seq or damage.next_seq > last):
+                self._damage.popleft()
+                yield Finding(Trouble.DAMAGE, epoch, name, damage.start, first, last, damage.reason)
+                return
+            else:
+                break
+            self._damage.popleft()
         name, offset = entry.segment.name, entry.record.offset
-        return Finding(Trouble.GAP, epoch, name, offset, first, last, "events are missing here")
+        yield Finding(Trouble.GAP, epoch, name, offset, first, last, "events are missing here")
 
 
 def foreign_findings(epochs: Sequence[Epoch]) -> list[Finding]:
@@ -301,8 +325,9 @@ def walk(
     """Every good record of segments that `flatten` gave, and all that is amiss.
 
     `segments` may begin in the middle of the spool; nothing is said of what comes before. `load` gives a
-    file's content, None if it was removed meanwhile; it raises SpoolError if the file cannot be read. With
-    `living`, more may come: the end of the last segment is not judged, and `state` can go on from there.
+    file's content, None if it was removed meanwhile, with all before it; it raises SpoolError if the file
+    cannot be read. With `living`, more may come: the end of the last segment is not judged, and `state` can
+    go on from there.
     """
     state = state or Walk()
     oldest = True
@@ -313,6 +338,8 @@ def walk(
         except SpoolError as error:
             data, trouble = b"", str(error)
         if data is None:
+            yield from state.skip()
+            oldest = True
             continue
         yield from state.enter(epoch, segment, oldest=oldest)
         oldest = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from defender.contract.audit import SYSTEM, Event
@@ -104,6 +106,23 @@ class Whole(ReadingCase):
         self.assertTrue(found[0].harmless)
         self.writer.files[self.writer.name] = b""
         self.expect(10, (Trouble.EMPTY, 0, 0))
+
+    def test_segments_may_be_removed_while_it_is_read(self) -> None:
+        for _ in range(2):
+            self.fill()
+            self.writer.close()
+            self.writer.start()
+        self.fill(5)
+        segments = flatten(arranged(self.writer))
+        for gone in range(1, len(segments)):
+            lost = {segment.name for _, segment in segments[1 : gone + 1]}
+            items = list(walk(segments, partial(self.load, lost)))
+            self.assertEqual([item for item in items if isinstance(item, Finding)], [], gone)
+            names = list(dict.fromkeys(item.segment.name for item in items if isinstance(item, Entry)))
+            self.assertEqual(names, [segment.name for _, segment in segments if segment.name not in lost])
+
+    def load(self, lost: set[str], segment: Segment) -> bytes | None:
+        return None if segment.name in lost else self.writer.files[segment.name]
 
     def test_other_files_are_left_alone(self) -> None:
         self.fill(10)
@@ -350,8 +369,23 @@ class Quarantined(ReadingCase):
         bad = self.writer.poison(4)
         record = self.records(bad)[7]
         self.writer.write(record.offset + 48, bytes(40), bad)
-        (found,) = self.expect(10, (Trouble.DAMAGE, 0, 0))
-        self.assertEqual(found.file, bad)
+        (found,) = self.expect(10, (Trouble.MENDED, 0, 0))
+        self.assertEqual((found.file, found.harmless), (bad, True))
+
+    def test_each_record_may_be_damaged_in_one_of_them(self) -> None:
+        self.writer.size = 512 * 1024
+        self.writer.segment()
+        self.fill(1000)
+        bad = self.writer.poison(1000)
+        for name, first in ((bad, 1), (self.writer.name, 2)):
+            data = bytearray(self.writer.files[name])
+            for record in self.records(name)[first:-1:2]:
+                data[record.offset + 48] ^= 1
+            self.writer.files[name] = bytes(data)
+        records, found = self.read()
+        self.assertEqual([seq for _, seq in records], list(range(1, 1001)))
+        self.assertEqual(len(found), 499 + 499)
+        self.assertEqual({each.missing for each in found}, {0})
 
     def test_what_only_the_segment_put_aside_holds_counts(self) -> None:
         """The defender was killed before all was written again."""
