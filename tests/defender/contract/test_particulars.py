@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from typing import Any
 
 from hypothesis import given, settings, strategies
 from twisted.trial.unittest import SynchronousTestCase
 
+from defender.contract import particulars
 from defender.contract.actions import OPERATIONS, Body
 from defender.contract.particulars import (
     MAX_ANSWER_BODY,
@@ -330,6 +333,24 @@ class Bounds(SynchronousTestCase):
             self.assertEqual(request_particulars("container_create", body).fields, {"body": "unreadable"})
         for body in (b"", b"null", b"{}", b"[]"):
             self.assertEqual(request_particulars("container_create", body), NOTHING)
+
+    def test_every_field_has_a_meaning(self) -> None:
+        """Those of the table are the names that the code gives, and no others."""
+        source = inspect.getsource(particulars).partition("MEANINGS: Final")[0]
+        named = set(re.findall(r"""take\.\w+\(\s*"(\w+)",|\("(\w+)", "\w+"\),""", source))
+        names = {name for pair in named for name in pair if name}
+        names |= {
+            "internal",
+            "attachable",
+            "ingress",
+            "configonly",
+            "role",
+            "availability",
+            "secrets",
+            "configs",
+        }
+        names |= {"env", "labels", "project", "service", "exit_code", "repeated", "body"}
+        self.assertEqual(names, set(particulars.MEANINGS))
 
     def test_an_answer_that_says_nothing_is_not_asked_for(self) -> None:
         self.assertFalse(wants_answer("container_list", 200))
