@@ -99,6 +99,9 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     Raises:
         SystemExit: with one sentence, for a certificate, policy or path that cannot be used.
     """
+    from defender.streams.openssl import load_without_tickets
+
+    load_without_tickets()  # now or never: what follows loads OpenSSL
     from defender.service import make_service
 
     if reactor is None:

@@ -35,7 +35,7 @@ def words(text: str) -> frozenset[str]:
 
 SHELL_NAMES = words("""
     tap service protocol store disk journal tls frontend backend tunnel peer enrollment plain acceptor control
-    descriptor poll
+    descriptor poll openssl
     watch forwarding
 """)
 
