@@ -29,8 +29,10 @@ from defender.streams.interface import HIGH_WATER, LOW_WATER, Lost, Receiver
 from defender.streams.peer import KeepAlive, address_of, has_unread, is_hung_up, is_silent, tune_tcp
 
 READ_SIZE = 64 * 1024
-READ_SIZE_BUSY = 256 * 1024
-"""Bytes asked of the kernel at once: small at first, large once a whole small one came."""
+READ_SIZE_BUSY = 128 * 1024
+"""Bytes asked of the kernel at once: small at first, large once a whole small one came. More than this the C
+library's allocator gives back to the kernel after each use, and page faults eat what is saved.
+"""
 
 DISCARD_LIMIT = 1024 * 1024
 """Bytes thrown away after `close`; then reading stops until linger is over, so that a flood costs no time."""
