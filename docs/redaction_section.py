@@ -58,7 +58,8 @@ its line is hidden too. Only the first {read} characters are read; beyond {comma
 Known programs: {programs}.
 
 No rule knows a secret that looks like anything else: the second of two plain words, a password in a
-sentence, one that a program of your own takes as `-x`. Give secrets in files or in the environment.
+sentence, one that a program of your own takes as `-x`. Give secrets in files or in the environment. And what
+stands in the place of a secret is hidden from you as well: a command may be put there on purpose.
 """
 
 _BODIES: Final = """\

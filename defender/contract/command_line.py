@@ -310,12 +310,15 @@ class _Script:
             line.rest = False
             self._begin(piped=False)
             self.shown.append(piece)
-        elif line.rest:
+        elif line.rest and (self._unsure or kind != "operator"):
             if not self.shown[-1].endswith(HIDDEN):
                 self.shown.append(line.hide(" "))
         elif kind == "space":
             self.shown.append(piece)
         elif kind == "operator":
+            if line.rest:  # the shell ends the command here, and the secret with it
+                line.rest = False
+                self.shown.append(" ")
             self.shown.append(piece)
             self._is_here_string = piece == "<<<"
             if "(" in piece or not set(piece) & set("<>{}"):

@@ -102,6 +102,9 @@ SHOWN: tuple[tuple[str, str | None], ...] = (
     ),
     ("mysql -e \"ALTER USER a IDENTIFIED BY 'hunter2'\"", "mysql -e 'ALTER USER a IDENTIFIED BY ***'"),
     ("echo password: hunter2 and more", "echo password: ***"),
+    # What a shell runs next is not hidden by a secret before it.
+    ("sh -c 'echo password: hunter2 b; rm -rf /x'", "sh -c 'echo password: *** ; rm -rf /x'"),
+    ("sh -c 'echo \"token: hunter2; b\" && rm -rf /x'", "sh -c 'echo \"token: ***\" && rm -rf /x'"),
 )
 
 TOKENS = (
@@ -154,6 +157,8 @@ SCRIPT_PLACES = (
     "curl -u bob:@ h; ls /etc",
     "(sshpass -p @ ssh h); ls /etc",
     "a=$(curl --token @ h); ls /etc",
+    "echo password: @; ls /etc",
+    "echo password: @ | tee x; ls /etc",
     "cat <<EOF\npassword: @\nEOF\nls /etc",
 )
 _ANY = strategies.text(
