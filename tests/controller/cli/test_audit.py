@@ -404,6 +404,25 @@ class Processes(TailCase):
         self.put(call("one"))
         self.assertEqual(json.loads(process.stdout.readline())["actor"]["user"], "one")
 
+    def test_files_that_may_not_be_read(self) -> None:
+        """Also for root, who may read everything: it becomes somebody else first."""
+        self.put(call("one"))
+        self.path.chmod(0)
+        self.addCleanup(self.path.chmod, 0o700)
+        program = (
+            "import os, sys; from controller.cli.main import defenderctl; import controller.cli.audit;"
+            "os.geteuid() or os.seteuid(65534); defenderctl(sys.argv[1:])"
+        )
+        self.state.chmod(0o755)
+        for command in ("tail", "verify"):
+            arguments = ["audit", command, "--spool", str(self.path)]
+            done = subprocess.run(
+                [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, check=False
+            )
+            self.assertEqual(done.returncode, 1, done.stderr)
+            self.assertIn(b"Permission denied; try it as root or as the defender's user", done.stderr)
+            self.assertEqual(len(done.stderr.splitlines()), 1)
+
     def test_a_reader_that_leaves_is_no_error(self) -> None:
         self.put(*(call("x" * 2000) for number in range(500)))
         process = self.start("--json", "-n", "500")
