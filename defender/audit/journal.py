@@ -83,6 +83,7 @@ class Journal:
         segment_bytes: int = SEGMENT_SIZE,
         max_bytes: int = 64 * SEGMENT_SIZE,
         refuse: bool = False,
+        patience: float = PATIENCE,
         disk: Disk | None = None,
         wall: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], int] = time.monotonic_ns,
@@ -92,6 +93,7 @@ class Journal:
         self.reduced = self.repaired = self.rotated = 0
         self.problem = ""
         self._agent = agent
+        self._patience = patience
         self._reactor = reactor
         self._largest = room(segment_bytes)
         self._batch = min(BATCH, self._largest)
@@ -140,7 +142,7 @@ class Journal:
                 self._finish()
             else:
                 self._payloads.append(self._assemble(*CLOSING))
-                self._calls.append(self._reactor.callLater(PATIENCE, self._give_up))
+                self._calls.append(self._reactor.callLater(self._patience, self._give_up))
                 if self._spool.state is State.WAITING:
                     self._perform(self._spool.retry())
                 self._advance()
@@ -322,7 +324,7 @@ class Journal:
                 continue
             self._busy = self._reactor.seconds() or 1e-9
             if self._watch is None:
-                self._watch = self._reactor.callLater(PATIENCE, self._look)
+                self._watch = self._reactor.callLater(self._patience, self._look)
             self._disk.submit(command, self._answered)
 
     def _retry(self) -> None:
@@ -482,7 +484,7 @@ class Journal:
         self._watch = None
         if not self._busy:
             return
-        left = self._busy + PATIENCE - self._reactor.seconds()
+        left = self._busy + self._patience - self._reactor.seconds()
         if left > 0:
             self._watch = self._reactor.callLater(left, self._look)
             return
@@ -493,7 +495,7 @@ class Journal:
         self._mark_trouble("")
         self._set_limit()
         self._refuse_all(_STALLED)
-        self._watch = self._reactor.callLater(PATIENCE, self._look)
+        self._watch = self._reactor.callLater(self._patience, self._look)
 
     def _give_up(self) -> None:
         lost = len(self._payloads) + self._count

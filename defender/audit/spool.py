@@ -210,6 +210,7 @@ class Spool:
         committing = self.state is State.COMMITTING
         if committing:
             self._tail = None
+            self.segments = [each for each in self.segments if not self._holds_unsynced(each)]
         self._attempt += 1
         if committing and self._attempt == 1:
             # Another file may well work, and those who wait are spared the refusal.
@@ -217,7 +218,7 @@ class Spool:
             return [Survey()]
         self.problem = reason
         self.state = State.WAITING
-        return [Retry(min(FIRST_RETRY * 2 ** min(self._attempt - 1, 10), LONGEST_RETRY))]
+        return [Retry(min(FIRST_RETRY * 2 ** min(max(0, self._attempt - 2), 10), LONGEST_RETRY))]
 
     def surveyed(
         self, segments: Sequence[SegmentFile], spare: bool, micros: int, now: float
@@ -358,7 +359,9 @@ class Spool:
         return names
 
     def _holds_unsynced(self, segment: SegmentFile) -> bool:
-        return bool(self._batches) and segment.first_seq >= self._batches[0].first_seq
+        if not self._batches or segment.epoch != self.epoch:
+            return False
+        return segment.first_seq >= self._batches[0].first_seq
 
     def _prepare(self, now: float) -> list[Command]:
         """Have room for the next segment while the disk still has some."""

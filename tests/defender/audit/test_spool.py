@@ -330,7 +330,7 @@ class Failure(SpoolCase):
             self.assertEqual(self.spool.problem, f"reason {number}")
             delays.append(retry.delay)
             self.assertEqual(self.spool.retry(), [Survey()])
-        self.assertEqual(delays, [2, 4, 8, 16, 30, 30, 30, 30])
+        self.assertEqual(delays, [1, 2, 4, 8, 16, 30, 30, 30])
         self.work(self.spool.surveyed(self.folder.segments(), False, MICROS, 0.0))
         self.assertEqual((self.spool.problem, self.folder.numbers()), ("", [1, 2, 3, 4]))
 

