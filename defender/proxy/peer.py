@@ -50,6 +50,7 @@ LIFETIME: Final = 60.0
 
 MAX_NAMES: Final = 4096
 _MAX_GROUPS: Final = 65536  # NGROUPS_MAX, setgroups(2)
+_SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _PF_EXITING: Final = 0x4  # include/linux/sched.h
 _UNMAPPED: Final = 65534  # /proc/sys/kernel/overflowuid: "no such uid in this user namespace"
 
@@ -124,12 +125,16 @@ def _state(pid: int) -> tuple[int, int]:
 
 
 def peer_cgroup(sock: socket.socket, pid: int) -> str:
-    """Return the content of the peer's ``/proc/PID/cgroup``; "" if it cannot be read for certain."""
+    """Return the content of the peer's ``/proc/PID/cgroup``; "" if it cannot be read for certain.
+
+    Raises PeerError when this process is short of descriptors or memory: that says nothing of the peer.
+    """
     if pid <= 0:
         return ""
     try:
         descriptor = struct.unpack("=i", sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4))[0]
     except OSError as error:
+        _check_shortage(error)
         if error.errno != errno.ENOPROTOOPT:
             return ""
         descriptor = -1
@@ -140,11 +145,19 @@ def peer_cgroup(sock: socket.socket, pid: int) -> str:
         if flags & _PF_EXITING or started != started_now:
             return ""
         return "" if descriptor >= 0 and _has_ended(descriptor) else text
-    except (OSError, ValueError, IndexError):
+    except OSError as error:
+        _check_shortage(error)
+        return ""
+    except (ValueError, IndexError):
         return ""
     finally:
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _check_shortage(error: OSError) -> None:
+    if error.errno in _SHORT:
+        raise PeerError("peer-process", f"its control group cannot be read: {error.strerror}") from None
 
 
 def _has_ended(descriptor: int) -> bool:
@@ -163,12 +176,20 @@ def _is_whole_user_namespace() -> bool:
 
 
 def lookup(kind: str, number: int) -> str:
-    """Ask the system's databases for a name; ``uid:N`` or ``gid:N`` if there is none. Blocks."""
-    try:
-        name = pwd.getpwuid(number).pw_name if kind == "uid" else grp.getgrgid(number).gr_name
-    except KeyError:
-        return f"{kind}:{number}"
-    return name or f"{kind}:{number}"
+    """Ask the system's databases for a name; ``uid:N`` or ``gid:N`` if there is none. Blocks.
+
+    Raises OSError when the databases cannot be read for want of descriptors, which they tell as "no such
+    name": a peer without the names of its groups could escape a rule that denies.
+    """
+    for _ in range(2):
+        try:
+            name = pwd.getpwuid(number).pw_name if kind == "uid" else grp.getgrgid(number).gr_name
+        except KeyError:
+            # Asked again once it is certain that a file can be opened.
+            os.close(os.open("/", os.O_PATH | os.O_CLOEXEC))
+            continue
+        return name or f"{kind}:{number}"
+    return f"{kind}:{number}"
 
 
 def member_groups(uid: int, gid: int) -> tuple[int, ...]:
@@ -228,9 +249,9 @@ class PeerNames:
         try:
             pid, uid, gid = credentials(sock)
             groups = peer_groups(sock)
+            contained = is_contained(peer_cgroup(sock, pid), self._own)
         except PeerError as error:
             return fail(error)
-        contained = is_contained(peer_cgroup(sock, pid), self._own)
         if contained or (uid == _UNMAPPED and not self._all_mapped):
             return succeed(Subject(ANONYMOUS, (), via="unix", uid=uid, pid=pid))
         return self._named(uid, gid, groups).addCallback(

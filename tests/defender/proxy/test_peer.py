@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
+import resource
 import select
 import socket
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -49,6 +51,19 @@ threading.Thread(target=connect).start()
 exit_thread = {"x86_64": 60}.get(os.uname().machine, 93)  # SYS_exit: this thread, not the process
 ctypes.CDLL(None).syscall(exit_thread, 0)
 """
+
+
+@contextlib.contextmanager
+def _no_descriptor() -> Iterator[None]:
+    """Have this process find no free descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class Sockets(TestCase):
@@ -136,6 +151,19 @@ class Kernel(Sockets):
             self.patch(peer, "SO_PEERPIDFD", option)
             self.assertEqual(peer_cgroup(sock, child.pid), "")
         self.assertIs(child.poll(), None)
+
+    def test_without_a_free_descriptor_nothing_is_said_of_the_peer(self) -> None:
+        """Not that it is in a container, nor that it has no name: it is refused, and may come again."""
+        for option in (peer.SO_PEERPIDFD, 9999):
+            self.patch(peer, "SO_PEERPIDFD", option)
+            sock = self.pair()
+            with _no_descriptor():
+                self.assertRaises(PeerError, peer_cgroup, sock, os.getpid())
+                failed = self.failureResultOf(PeerNames(reactor).identify(sock))
+            self.assertIn("Too many open files", failed.getErrorMessage())
+        with _no_descriptor():
+            self.assertRaises(OSError, lookup, "uid", 0)
+            self.assertRaises(OSError, lookup, "gid", 0)
 
     def test_a_peer_outside_our_pid_namespace_is_not_read(self) -> None:
         self.assertEqual(peer_cgroup(self.pair(), 0), "")
