@@ -37,7 +37,7 @@ ROWS_OF_A_USER: Final = 16
 RESTING: Final = 4096
 
 #: Refused peers that are events of their own: of one address at once, and each second after that; of all.
-TURNED_AWAY: Final = 20
+TURNED_AWAY: Final = 50
 TURNED_AWAY_A_SECOND: Final = 0.2
 ALL_TURNED_AWAY: Final = 1000
 ALL_TURNED_AWAY_A_SECOND: Final = 10.0
