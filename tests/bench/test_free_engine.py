@@ -1,19 +1,16 @@
-"""The bench's programs run: the free Engine serves what proxies ask of it, a short bench gives figures."""
+"""The free Engine serves what proxies ask of it."""
 
 from __future__ import annotations
 
 import socket
 import tempfile
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.bench.cases import QUICK, cases
 from tests.bench.children import stop_process
-from tests.bench.session import Run
-from tests.bench.stage import compile_c, cores, scene_of, start_engine
+from tests.bench.stage import compile_c, cores, start_engine
 
 
 class FreeEngine(SynchronousTestCase):
@@ -75,26 +72,3 @@ class FreeEngine(SynchronousTestCase):
         self.assertNotIn(b"Content-Length", head)
         self.sock.sendall(b"to and fro")
         self.assertEqual(self.until(b"fro"), b"to and fro")
-
-
-class ShortRun(SynchronousTestCase):
-    def test_every_case_has_figures_of_every_opponent(self) -> None:
-        effort = replace(QUICK, seconds=0.2, bulk_mib=16, echo_mib=4, idle=20)
-        groups = ["keep", "distinct", "new", "get", "put", "echo", "rtt", "idle"]
-        run = Run(effort, ["web", "haproxy"], groups)
-        with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as name:
-            run.do(Path(name))
-            wanted = cases(effort, scene_of(Path(name), Path(name) / "engine.sock", None))
-        self.assertEqual(run.problems, {})
-        medians = run.medians()
-        self.assertEqual(list(medians), [case.name for case in wanted])
-        for case in wanted:
-            self.assertEqual(set(medians[case.name]), {"web", "haproxy"} - case.without)
-        for name, key in (
-            ("keep 8", "rps"),
-            ("get", "mb_s"),
-            ("put", "cpu_gb"),
-            ("rtt", "p50_us"),
-            ("idle", "kib"),
-        ):
-            self.assertGreater(medians[name]["haproxy"][key], 0)
