@@ -63,9 +63,10 @@ No event has a secret that can be told from anything else: see [What is hidden](
 """
 
 _CALLS: Final = """\
-Every call gives one `result`. A call that became a stream (`attach`, `exec`) gives a `stream_end` as well;
-`corr` joins the two. A rule with `audit: denied` leaves out the results of what it allows, unless something
-went wrong.
+Every call gives one `result`. One that changes something or opens a stream (marked *first* in the
+[reference of actions](actions.md)) gives an `attempt` before, which is on disk when the Engine gets the call.
+A call that became a stream (`attach`, `exec`) gives a `stream_end` as well. `corr` joins them. A rule with
+`audit: denied` leaves out the results of what it allows, unless something went wrong.
 """
 
 Schema = Mapping[str, Any]

@@ -201,8 +201,7 @@ def _target(event: Mapping[str, Any]) -> str:
     """What the call was about; for other events what a person wants to know of them."""
     request, result = part(event, "req"), part(event, "result")
     if event["kind"] == "engine":
-        path = str(request.get("path", "")) if request.get("action") == "unknown" else ""
-        return str(request.get("target", "")) or path
+        return f"{result['count']} times" if "count" in result else _object(request)
     problems = result.get("problems")
     if isinstance(problems, list) and problems:
         return str(problems[0])
@@ -218,12 +217,24 @@ def _target(event: Mapping[str, Any]) -> str:
     return ""
 
 
+def _object(request: Mapping[str, Any]) -> str:
+    """The container, image or other object of a call, by its name where that is known; what is run in it."""
+    if request.get("action") == "unknown":
+        return str(request.get("target") or request.get("path", ""))
+    body = part(request, "body")
+    name = part(request, "container").get("name") or request.get("target") or body.get("image") or ""
+    command = body.get("command")
+    if request.get("action") == "container_exec_create" and isinstance(command, list):
+        return f"{name}: {' '.join(map(str, command))}"
+    return str(name)
+
+
 def _result(event: Mapping[str, Any]) -> tuple[str, str]:
     """Effect and status in a word or two, and their style."""
     result = part(event, "result")
     effect = str(part(event, "decision").get("effect", ""))
     if event["kind"] == "gap":
-        return f"lost {result.get('dropped', '?')}", "bold red"
+        return f"lost {result.get('dropped') or '?'}", "bold red"
     if event["kind"] != "engine":
         if effect == "deny":
             return "deny", "red"

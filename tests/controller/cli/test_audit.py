@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from rich.cells import cell_len
 from twisted.trial.unittest import SynchronousTestCase
 
+from controller.cli.event_table import part
 from controller.cli.main import defenderctl
 from defender.contract.audit import (
     Event,
@@ -131,6 +132,25 @@ class Table(TailCase):
         ):
             for word in words:
                 self.assertIn(word, row)
+
+    def test_the_target_is_what_people_know_it_by(self) -> None:
+        exec_create = call("one", "container_exec_create", name="4f1c")
+        exec_create["req"] = {
+            **part(exec_create, "req"),
+            "container": {"name": "web"},
+            "body": {"command": ["ls", "-l"]},
+        }
+        start = call("two", "container_exec_start", name="9ab3")
+        start["req"] = {**part(start, "req"), "container": {"id": "4f1c", "name": "db"}}
+        create = call("three", "container_create")
+        create["req"] = {**part(create, "req"), "body": {"image": "nginx:1", "command": ["x"]}}
+        many = call("four", deny=True)
+        many["result"] = {"status": 429, "count": 57, "ms": 10.0}
+        lost = {**gap_event(0, 0, 0.0, "the disk")}
+        self.put(exec_create, start, create, many, lost)
+        _, *rows = self.tail().stdout.splitlines()
+        for row, words in zip(rows, ("web: ls -l", " db ", "nginx:1 ", "57 times", "lost ?"), strict=True):
+            self.assertIn(words, row)
 
     def test_nothing_of_a_request_steers_the_terminal(self) -> None:
         self.put(call("eve\x1b[2J\r\n\u202e\x9b31m", name="a\x07\x7f\ud800"))
