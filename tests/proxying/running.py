@@ -69,10 +69,13 @@ def _free_port() -> int:
 class RunningDefender:
     """``twistd defender`` in front of the Engine at `engine`, on TLS and on a unix socket.
 
-    `settings` maps tables to their lines, such as ``{"limits": "idle_timeout = 1"}``.
+    `settings` maps tables to their lines, such as ``{"limits": "idle_timeout = 1"}``; `files` is the most open
+    files that the process may have.
     """
 
-    def __init__(self, engine: str, *, settings: dict[str, str] | None = None, policy: str = POLICY) -> None:
+    def __init__(
+        self, engine: str, *, settings: dict[str, str] | None = None, policy: str = POLICY, files: int = 0
+    ) -> None:
         self.state = Path(tempfile.mkdtemp(prefix="dfp-", dir="/tmp"))
         self.port = _free_port()
         self.unix = str(self.state / "d.sock")
@@ -81,6 +84,7 @@ class RunningDefender:
         self._taken = 0
         self._attempts: set[str] = set()
         self._log = self.state / "log"
+        self._limits = ["prlimit", f"--nofile={files}:{files}", "--"] if files else []
         tables = {
             "defender": f'name = "web1"\nstate = "{self.state}"',
             "engine": f'address = "unix://{engine}"',
@@ -101,7 +105,7 @@ class RunningDefender:
         command = [sys.executable, "-c", _START, "--nodaemon", f"--pidfile={self.state / 'pid'}", "defender"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig=TERM", "--", *command, "--state", str(self.state)],
+                ["setpriv", "--pdeathsig=TERM", "--", *self._limits, *command, "--state", str(self.state)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
