@@ -51,7 +51,7 @@ class ManyCase(SynchronousTestCase):
     """A defender and a fake Engine of each test's own."""
 
     def start(self, *, files: int = 0, **limits: int) -> RunningDefender:
-        """Start them with these limits; `files` is the most open files that the defender may have, if not 0."""
+        """Start them with these limits; the defender may have so many open `files`, if not 0."""
         directory = tempfile.mkdtemp(prefix="dfm-", dir="/tmp")
         self.addCleanup(os.rmdir, directory)
         self.engine = FakeEngine(f"{directory}/engine.sock").start()
