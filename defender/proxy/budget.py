@@ -37,8 +37,8 @@ ROWS_OF_A_USER: Final = 16
 RESTING: Final = 4096
 
 #: Refused peers that are events of their own: of one address at once, and each second after that; of all.
-TURNED_AWAY: Final = 50
-TURNED_AWAY_A_SECOND: Final = 0.2
+TURNED_AWAY: Final = 200
+TURNED_AWAY_A_SECOND: Final = 1.0
 ALL_TURNED_AWAY: Final = 1000
 ALL_TURNED_AWAY_A_SECOND: Final = 10.0
 #: Addresses with a bucket of their own; the others have one together.
