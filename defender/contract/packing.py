@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 import msgpack
@@ -106,7 +107,13 @@ def timestamp_of(micros: int) -> str:
     after the year 9999."""
     if not 0 <= micros <= _LAST_MICROS:
         raise SpoolError(f"no clock shows the time {micros}")
-    return (_EPOCH + timedelta(microseconds=micros)).isoformat(timespec="milliseconds")[:23] + "Z"
+    second, rest = divmod(micros, 1_000_000)
+    return f"{_second(second)}.{rest // 1000:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(second: int) -> str:
+    return (_EPOCH + timedelta(seconds=second)).isoformat()[:19]
 
 
 def unpack(payload: bytes, *, agent: str, epoch: int, seq: int) -> Event:
