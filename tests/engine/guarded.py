@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,7 @@ class Guarded:
         settings: more keys of its settings by table, as TOML text: ``{"limits": "linger = 1"}``.
         tls: directory of server.pem, server.key and client-ca.pem; by default the shared authority's.
         probe: DOCKER_CERT_PATH of the client that asks whether it serves; by default the admin's.
+        wrapper: command that it is run under, such as prlimit; it must become the defender.
     """
 
     def __init__(
@@ -227,6 +228,7 @@ class Guarded:
         settings: Mapping[str, str] | None = None,
         tls: Path | None = None,
         probe: Path | None = None,
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.state = Path(tempfile.mkdtemp(prefix="d", dir=scratch()))
         self.port = free_port()
@@ -240,6 +242,7 @@ class Guarded:
         self._extra = dict(settings or {})
         self._tls = tls or authority() / "tls"
         self._probe = probe or certificates("admin")
+        self._wrapper = wrapper
         self._child: subprocess.Popen[bytes] | None = None
         self.write_settings()
 
@@ -277,6 +280,7 @@ class Guarded:
             "setpriv",
             "--pdeathsig=TERM",
             "--",
+            *self._wrapper,
             *program("twistd"),
             "--nodaemon",
             f"--pidfile={self.state / 'twistd.pid'}",
