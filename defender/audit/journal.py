@@ -362,7 +362,7 @@ class Journal:
             case Done():
                 commands = spool.prepared()
             case Trouble() if spool.state is State.PREPARING:
-                self._log.warn("audit: {reason}", reason=answer.reason)
+                self._log.warn("audit: {directory}: {reason}", directory=self.directory, reason=answer.reason)
                 commands = spool.unprepared(now, answer.removed)
             case Trouble():
                 self.failed += committing
@@ -412,12 +412,14 @@ class Journal:
         problem = self._spool.problem
         if trouble.poisoned:
             self._log.error(
-                "audit: {reason}; it is not written again, another segment is", reason=trouble.reason
+                "audit: {directory}: {reason}; another segment is begun",
+                directory=self.directory,
+                reason=trouble.reason,
             )
             if not problem:
                 self._note(notes.note("audit_failed", trouble.reason, target=trouble.poisoned, ok=False))
         elif problem and problem != before:
-            self._log.error("audit: {reason}", reason=problem)
+            self._log.error("audit: {directory}: {reason}", directory=self.directory, reason=problem)
         if problem:
             self._refuse_all(problem)
 

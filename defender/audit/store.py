@@ -62,7 +62,7 @@ _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class StoreError(Exception):
-    """The directory cannot be used; a sentence for people."""
+    """The directory cannot be used; a sentence for people, clients among them: without its path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class Store:
         except StoreError as error:
             reason = str(error)
         except OSError as error:
-            reason = f"{self.directory}: {error.strerror or error}"
+            reason = f"the audit spool: {error.strerror or error}"
         if isinstance(command, Commit):
             self._let_go()
         elif isinstance(command, Inspect):
@@ -196,11 +196,11 @@ class Store:
             )
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise StoreError(f"{self.directory} is not a directory, or is a symbolic link") from None
+                raise StoreError("the audit spool is not a directory, or is a symbolic link") from None
             raise
         status = os.fstat(self._folder)
         if status.st_uid != os.geteuid():
-            raise StoreError(f"{self.directory} belongs to the user {status.st_uid}, not to the defender's")
+            raise StoreError(f"the audit spool belongs to the user {status.st_uid}, not to the defender's")
         if stat.S_IMODE(status.st_mode) & 0o077:
             os.fchmod(self._folder, 0o700)
         self._lock = self._open_file(LOCK, os.O_RDWR | os.O_CREAT)
@@ -211,7 +211,7 @@ class Store:
             whose = f"process {holder}" if holder.isdigit() else "another process"
             self.close()
             raise StoreError(
-                f"{self.directory} is in use by {whose}; two defenders cannot share a spool (audit.directory)"
+                f"the audit spool is in use by {whose}; two defenders cannot share one (audit.directory)"
             ) from None
         with contextlib.suppress(OSError):  # a full disk: the number is only for the other one's message
             os.ftruncate(self._lock, 0)
@@ -234,12 +234,12 @@ class Store:
             fd = os.open(name, flags | _FILE, 0o600, dir_fd=self._folder)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-                raise StoreError(f"{self.directory / name} is not a regular file") from None
+                raise StoreError(f"the audit spool's {name} is not a regular file") from None
             raise
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             os.close(fd)
-            raise StoreError(f"{self.directory / name} is not a regular file of the defender's own")
+            raise StoreError(f"the audit spool's {name} is not a regular file of the defender's own")
         if stat.S_IMODE(status.st_mode) & 0o077:
             os.fchmod(fd, 0o600)
         return fd
@@ -487,14 +487,14 @@ class Store:
             with contextlib.suppress(OSError):
                 os.unlink(SPARE, dir_fd=self._folder)
             raise StoreError(
-                f"{self.directory}: no room for a segment of {self._segment_bytes} bytes: {error.strerror}"
+                f"the audit spool: no room for {self._segment_bytes} bytes: {error.strerror}"
             ) from None
         finally:
             os.close(fd)
 
     def _commit(self, parts: tuple[Part, ...]) -> None:
         if self._lock < 0 or not self._owned():
-            raise StoreError(f"{self.directory} was removed or replaced")
+            raise StoreError("the audit spool was removed or replaced")
         start = 0
         while start < len(parts):
             end = start + 1
@@ -518,7 +518,7 @@ class Store:
         except FileNotFoundError:
             there = None
         if there is None or not os.path.samestat(there, os.fstat(self._fd)):
-            raise StoreError(f"{self.directory / name} was removed or replaced")
+            raise StoreError(f"the audit spool's {name} was removed or replaced")
         self._touched = name
         self._write(name, data, offset)
         self._touched = ""
@@ -552,7 +552,7 @@ class Store:
                 offset += done
             os.fdatasync(self._fd)
         except OSError as error:
-            raise StoreError(f"{self.directory / name} cannot be written: {error.strerror}") from None
+            raise StoreError(f"the audit spool's {name} cannot be written: {error.strerror}") from None
 
     def _let_go(self) -> None:
         if self._fd >= 0:

@@ -57,8 +57,8 @@ class FullDiskTests(WritingCase):
         while (line := self.say(writing, f"durable {number}")) == f"ack {number}":
             number += 5
         self.assertGreater(number, 100)
-        reason = "no room for a segment of 65536 bytes: No space left on device"
-        self.assertEqual(line, f"no {number} {self.directory}: {reason}")
+        reason = "no room for 65536 bytes: No space left on device"
+        self.assertEqual(line, f"no {number} the audit spool: {reason}")
         status = writing.status()
         self.assertIn(reason, status["problem"])
         self.assertGreater(status["failed"], 1)
@@ -125,7 +125,7 @@ class ReadOnlyTests(WritingCase):
         writing = self.start(f"segment={SEGMENT}", wrapper=disk.wrapper)
         writing.until("problem", "Read-only file system")
         writing.tell("append 1", "durable 2")
-        self.assertEqual(writing.line(), f"no 2 {self.directory}: Read-only file system")
+        self.assertEqual(writing.line(), "no 2 the audit spool: Read-only file system")
         disk.remount(writing, "rw")
         writing.until("problem", "")
         writing.tell("durable 3")
@@ -283,8 +283,8 @@ class SharedSpoolTests(WritingCase):
         problem = second.until("problem", "in use")["problem"]
         self.assertEqual(
             problem,
-            f"{self.directory} is in use by process {first.pid}; "
-            "two defenders cannot share a spool (audit.directory)",
+            f"the audit spool is in use by process {first.pid}; "
+            "two defenders cannot share one (audit.directory)",
         )
         second.tell("durable 2")
         self.assertEqual(second.line(), f"no 2 {problem}")

@@ -115,8 +115,8 @@ class Possession(StoreCase):
         reason = self.reason(second.perform(Open()))
         self.assertEqual(
             reason,
-            f"{self.directory} is in use by process {os.getpid()}; "
-            "two defenders cannot share a spool (audit.directory)",
+            f"the audit spool is in use by process {os.getpid()}; "
+            "two defenders cannot share one (audit.directory)",
         )
         self.assertIn("in use", self.reason(second.perform(Survey())))
         self.assertIn("removed or replaced", self.reason(second.perform(Commit(()))))
@@ -449,7 +449,7 @@ class Writing(StoreCase):
         answer = self.disk.perform(Commit((Part(self.name, 512, b"abc", fresh=False),)))
         self.assertEqual(
             answer,
-            Trouble(f"{self.directory / self.name} cannot be written: Input/output error", 0, 0, self.name),
+            Trouble(f"the audit spool's {self.name} cannot be written: Input/output error", 0, 0, self.name),
         )
 
     def test_parts_of_one_segment_are_one_sync(self) -> None:
@@ -477,7 +477,7 @@ class Writing(StoreCase):
         answer = self.disk.perform(Commit((self.first, second), ("gone",)))
         assert isinstance(answer, Trouble)
         self.assertEqual((answer.done, answer.removed, answer.poisoned), (1, 1, ""))
-        self.assertIn("no room for a segment of 65536 bytes: No space left on device", answer.reason)
+        self.assertIn("no room for 65536 bytes: No space left on device", answer.reason)
 
     def test_no_room_ahead(self) -> None:
         self.failing("posix_fallocate", code=errno.ENOSPC)
