@@ -7,7 +7,7 @@ from typing import Final
 
 from defender.audit.commands import Removed
 from defender.audit.recovery import Finding
-from defender.contract.audit import SYSTEM, Event
+from defender.contract.audit import SYSTEM, Event, gap_event
 from defender.contract.redaction import MAX_PATH, shorten
 
 #: Kinds of events that the reserved part of a full spool is for, beside denials.
@@ -29,22 +29,10 @@ def note(action: str, detail: str, *, target: str = "", ok: bool = True) -> Even
 
 
 def gap(dropped: int, first_seq: int, seconds: float, reason: str) -> Event:
-    """`dropped` events are lost, 0 if nobody knows how many; `first_seq` is 0 if they had no numbers yet.
-
-    The first of them is `seconds` ago.
-    """
-    return {
-        "kind": "gap",
-        "phase": "result",
-        "actor": SYSTEM,
-        "req": {"action": "audit_gap"},
-        "result": {
-            "dropped": dropped,
-            "first_seq": first_seq,
-            "ms": round(max(0.0, seconds) * 1000, 3),
-            "reason": shorten(reason, MAX_PATH),
-        },
-    }
+    """A `gap_event`, ready to be packed."""
+    event = gap_event(dropped, first_seq, max(0.0, seconds), reason)
+    del event["corr"]
+    return event
 
 
 def of_finding(finding: Finding) -> Event:

@@ -308,7 +308,7 @@ class Spool:
             parts[-1] = replace(parts[-1], data=parts[-1].data + data)
         else:
             parts.append(Part(tail.name, tail.offset, data, fresh=False))
-        self._tail = replace(tail, offset=tail.offset + len(data))
+        self._tail = Tail(tail.name, tail.offset + len(data), tail.capacity)
 
     def _begin(self, parts: list[Part], remove: list[str], first_seq: int, chain: bytes, micros: int) -> bool:
         """Begin a segment, with the room that is ready or with new room; False if there is none."""

@@ -418,9 +418,9 @@ def aggregate_event(
 
 
 def gap_event(dropped: int, first: int, seconds: float, reason: str) -> Event:
-    """`dropped` events could not be written, from sequence number `first` on; the first came `seconds` ago.
+    """`dropped` events are lost, 0 if nobody knows how many; the first came `seconds` ago.
 
-    It stands in the place of the last of them.
+    `first` is its sequence number, 0 if they were dropped before they had any.
     """
     return {
         "kind": "gap",
