@@ -401,7 +401,7 @@ class Defender(MultiService):
     def _answer_status(self, _arguments: Mapping[str, object]) -> Answer:
         policy = self.activation.policy
         api = self.pool.facts.api_version
-        counters = self.proxy.counters
+        counters = self.proxy.trail.counters
         return Answer(
             True,
             {

@@ -36,7 +36,7 @@ def words(text: str) -> frozenset[str]:
 SHELL_NAMES = words("""
     tap service protocol store disk journal tls frontend backend tunnel peer enrollment plain acceptor control
     descriptor poll openssl
-    watch forwarding
+    watch forwarding trail
 """)
 
 CONTROLLER_SHELL_FOLDERS = words("cli pki store api console channel identity")

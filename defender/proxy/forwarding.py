@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from twisted.python.failure import Failure
 
-from defender.contract.audit import Description, described_further
+from defender.contract.audit import Description
 from defender.contract.particulars import (
     MAX_ANSWER_BODY,
     MAX_REQUEST_BODY,
@@ -32,8 +32,10 @@ from defender.proxy.tunnel import Tunnel
 from defender.streams.interface import HIGH_WATER
 
 if TYPE_CHECKING:
+    from defender.proxy.budget import Refusal
     from defender.proxy.frontend import Frontend
-    from defender.proxy.service import Noted, Proxy
+    from defender.proxy.service import Proxy
+    from defender.proxy.trail import Noted
     from defender.streams.interface import Stream
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -78,6 +80,7 @@ class Forwarding:
         "_holding",
         "_passage",
         "_proxy",
+        "_refusal",
         "_repeated",
         "_sent",
         "_status",
@@ -86,6 +89,7 @@ class Forwarding:
         "described",
         "inquiry",
         "noted",
+        "said",
     )
 
     def __init__(
@@ -97,7 +101,9 @@ class Forwarding:
         self.inquiry = inquiry
         self.noted = noted
         self.corr = b""
-        self.described: Description | None = None
+        self.described: Description | None = None  # the trail's
+        self.said: Particulars | None = None  # by the request's body
+        self._refusal: Refusal | None = None
         self._answer: bytearray | None = None  # of an answer's body, for the record
         self._began = began
         self._backend: Backend | None = None
@@ -119,6 +125,11 @@ class Forwarding:
         if not self._answer:
             return None
         return answer_particulars(self.inquiry.operation.action, self._status, bytes(self._answer))
+
+    @property
+    def has_answer(self) -> bool:
+        """True once the Engine has begun to answer."""
+        return self._answered
 
     @property
     def is_sent(self) -> bool:
@@ -287,17 +298,22 @@ class Forwarding:
             self._client.wait(Waiting.BODY, self._proxy.limits.body_timeout)
             return
         self._gathering = False
-        said = request_particulars(self.inquiry.operation.action, bytes(gathered))
-        self.described = described_further(self.inquiry.described, body=said.fields, redacted=said.redacted)
+        self.said = request_particulars(self.inquiry.operation.action, bytes(gathered))
         self._proceed()
 
     # -- the record that comes first
 
     def _proceed(self) -> None:
         """Forward the request, or have its attempt recorded before that."""
+        share = self._client.share
+        if not share.take_engine():
+            refusal = self._refusal = share.too_busy()
+            self.refuse(refusal.status, refusal.reason, retry_after=refusal.retry_after)
+            return
+        self._holding = True
         if self.inquiry.operation.record_first:
             self._client.wait(Waiting.RECORD, _RECORD_TIMEOUT)
-            self.corr = self._proxy.record_attempt(self._client, self, self._recorded)
+            self.corr = self._proxy.trail.attempted(self._client, self, self._recorded)
         else:
             self._forward()
 
@@ -309,7 +325,7 @@ class Forwarding:
             if self._proxy.is_strict(self.noted):
                 self.refuse(503, f"The command cannot be recorded, so it was not run: {problem}")
                 return
-            self._proxy.counters.unrecorded += 1
+            self._proxy.trail.counters.unrecorded += 1
         self._client.wait(Waiting.BODY, self._proxy.limits.body_timeout if self._body is not None else 0)
         self._forward()
 
@@ -318,13 +334,6 @@ class Forwarding:
     def _forward(self) -> None:
         """Find an Engine connection; goes on at once or later."""
         inquiry = self.inquiry
-        if not self._holding:
-            share = self._client.share
-            if not share.take_engine():
-                refusal = share.too_busy()
-                self.refuse(refusal.status, refusal.reason, retry_after=refusal.retry_after)
-                return
-            self._holding = True
         pool = self._proxy.pool
         if self._version() is None and inquiry.operation.action != "debug":
             self._client.wait(Waiting.ENGINE, self._proxy.engine.response_timeout)
@@ -426,7 +435,7 @@ class Forwarding:
         else:
             # An answer that is over before the request is ends both connections and says so (RFC 9112, 9.6).
             early = finished or not answer.head.keep_alive
-        if self.inquiry.asks or self._status >= 400:
+        if self._status >= 400 or (self.inquiry.asks and self._proxy.trail.asks(self, self._status)):
             self._answer = bytearray()
         closes = self._closes = early or self._client.ends_after(self.inquiry.head)
         out = answer.ended() if closes else answer.written
@@ -505,7 +514,7 @@ class Forwarding:
 
     def _tunnel_done(self, tunnel: Tunnel) -> None:
         self._proxy.pool.tunnel_ended()
-        self._proxy.stream_ended(self._client, self, tunnel, self._began)
+        self._proxy.trail.stream_ended(self._client, self, tunnel, self._began)
         self._end()
         self._client.tunnel_ended()
 
@@ -524,7 +533,11 @@ class Forwarding:
 
     def _note(self, error: str) -> None:
         if not self._ended:
-            self._proxy.request_ended(self._client, self, self._status, self._sent, self._began, error)
+            trail = self._proxy.trail
+            if self._refusal is not None:
+                trail.turned_down(self._client, self.inquiry, self._refusal, self._sent, self._began)
+            else:
+                trail.ended(self._client, self, self._status, self._sent, self._began, error)
 
     def _end(self) -> None:
         self._ended = True

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from defender.contract.facts import Subject
-    from defender.proxy.service import Noted, Proxy
+    from defender.proxy.service import Proxy
+    from defender.proxy.trail import Noted
     from defender.proxy.tunnel import Tunnel
     from defender.streams.interface import Lost, Stream
 
@@ -253,7 +254,7 @@ class Frontend:
         proxy = self._proxy
         message = denial_message(proxy.prefix, inquiry.operation.action, self.subject.user, noted.decision)
         sent, close = self._answer(inquiry, 403, message)
-        proxy.request_denied(self, inquiry, noted, sent, now)
+        proxy.trail.denied(self, inquiry, noted, sent, now)
         self._after_answer(inquiry, close)
 
     def _turn_down(self, inquiry: Inquiry, now: float) -> None:
@@ -262,7 +263,7 @@ class Frontend:
         refusal = share.too_crowded() if self._crowded else share.too_fast(now)
         message = f"{proxy.prefix} {refusal.reason}" if proxy.prefix else refusal.reason
         sent, close = self._answer(inquiry, refusal.status, message, refusal.retry_after)
-        proxy.request_turned_down(self, inquiry, refusal, sent, now)
+        proxy.trail.turned_down(self, inquiry, refusal, sent, now)
         self._after_answer(inquiry, close)
 
     def _answer(self, inquiry: Inquiry, status: int, message: str, retry_after: int = 0) -> tuple[int, bool]:
@@ -315,7 +316,7 @@ class Frontend:
             close=True,
         )
         self._stream.write(answer)
-        self._proxy.request_refused(self, head, status, message, body_length(answer))
+        self._proxy.trail.unreadable(self, head, status, message, body_length(answer))
         self._close()
 
     # -- what an exchange says of itself

@@ -33,6 +33,9 @@ class BodyPlan(enum.Enum):
     """The route has no body: what came is read to its end and dropped before the request is forwarded."""
 
 
+_ABOUT = ("container_", "checkpoint_")
+
+
 @dataclass(slots=True)
 class Inquiry:
     """One request as it is judged: the only reading of it there is.
@@ -53,6 +56,8 @@ class Inquiry:
     """The answer to it is framed as the Engine framed it, and is never a stream."""
     tells: bool = field(init=False)
     """The record says something of its body."""
+    about: bool = field(init=False)
+    """It is about a container or a command that an earlier call may have told of."""
     asks: bool = field(init=False)
     """The record says something of the body of a good answer."""
     _written: tuple[tuple[int, int] | None, bytes] | None = field(init=False, default=None)
@@ -63,6 +68,7 @@ class Inquiry:
         self.repeatable = (
             self.head.method in ("GET", "HEAD") and self.body is not BodyPlan.FORWARD and self.upgrade is None
         )
+        self.about = bool(self.names) and self.operation.action.startswith(_ABOUT)
         self.asks = wants_answer(self.operation.action, 200)
         self.tells = self.body is BodyPlan.FORWARD and wants_request(self.operation.action)
         self.ordinary = (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from defender.contract.particulars import MAX_REQUEST_BODY
-from tests.defender.proxy.house import CREATE, LIST, HouseCase, status_of
+from tests.defender.proxy.house import CREATE, LIST, SWITCH, House, HouseCase, status_of
 
 EXEC_CREATE = b"POST /v1.41/containers/abc/exec HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
@@ -100,3 +101,97 @@ class ParticularsTests(HouseCase):
         self.house.engine.deliver(answer(b"404 Not Found", b'{"message":"No such image: nope"}'))
         self.assertIn(b"No such image", client.take())
         self.assertEqual(self.house.events.last()["result"]["answer"]["message"], "No such image: nope")
+
+
+IDENTITY = "ab" * 32
+EXEC_ID = "cd" * 32
+
+
+class ObjectsTests(HouseCase):
+    """Later calls are recorded with what earlier ones told."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.client = self.house.client()
+
+    def call(self, request: bytes, reply: bytes) -> dict[str, Any]:
+        self.client.deliver(request)
+        self.house.engine.deliver(reply)
+        self.client.take()
+        return self.house.events.last()
+
+    def create(self) -> dict[str, Any]:
+        request = with_length(CREATE.replace(b"/create", b"/create?name=web"), b'{"Image":"nginx"}')
+        return self.call(request, answer(b"201 Created", b'{"Id":"%s"}' % IDENTITY.encode()))
+
+    def bare(
+        self, method: str, path: str, reply: bytes = b"HTTP/1.1 204 No Content\r\n\r\n"
+    ) -> dict[str, Any]:
+        return self.call(f"{method} /v1.41{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode(), reply)
+
+    def test_container_is_named_from_its_creation_on(self) -> None:
+        known = {"id": IDENTITY, "name": "web", "image": "nginx"}
+        self.assertEqual(self.create()["req"]["container"], known)
+        for reference in ("web", IDENTITY, IDENTITY[:12]):
+            event = self.bare("POST", f"/containers/{reference}/start")
+            self.assertEqual(event["req"]["container"], known)
+        attempt = self.house.events.kept[-2]
+        self.assertEqual((attempt["phase"], attempt["req"]["container"]), ("attempt", known))
+
+    def test_container_that_was_inspected(self) -> None:
+        body = b'{"Id":"%s","Name":"/db","Config":{"Image":"postgres:17"}}' % IDENTITY.encode()
+        self.bare("GET", "/containers/db/json", answer(b"200 OK", body))
+        event = self.bare("POST", f"/containers/{IDENTITY}/stop")
+        self.assertEqual(event["req"]["container"]["name"], "db")
+        self.assertEqual(event["req"]["container"]["image"], "postgres:17")
+
+    def test_renamed_and_removed(self) -> None:
+        self.create()
+        self.bare("POST", "/containers/web/rename?name=old")
+        self.assertEqual(self.bare("POST", "/containers/old/start")["req"]["container"]["id"], IDENTITY)
+        event = self.bare("DELETE", "/containers/old")
+        self.assertEqual(event["req"]["container"]["name"], "old")
+        self.assertNotIn("container", self.bare("POST", "/containers/old/start")["req"])
+
+    def test_engine_knows_it_no_more(self) -> None:
+        self.create()
+        self.bare(
+            "POST", "/containers/web/start", answer(b"404 Not Found", b'{"message":"No such container"}')
+        )
+        self.assertNotIn("container", self.bare("POST", "/containers/web/start")["req"])
+
+    def test_command_and_container_of_an_exec(self) -> None:
+        self.create()
+        request = with_length(
+            EXEC_CREATE.replace(b"/abc/", b"/web/"), b'{"Cmd":["psql","--password=hunter2","-c","x"]}'
+        )
+        self.call(request, answer(b"201 Created", b'{"Id":"%s"}' % EXEC_ID.encode()))
+        start = (
+            f"POST /v1.41/exec/{EXEC_ID}/start HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 2\r\n\r\n{}"
+        )
+        before = len(self.house.events.kept)
+        self.call(start.encode(), SWITCH)
+        self.client.lose()
+        self.house.engine.lose()
+        events = self.house.events.kept[before:]
+        self.assertEqual([event["phase"] for event in events], ["attempt", "result", "stream_end"])
+        for event in events:
+            self.assertEqual(event["req"]["container"]["name"], "web")
+            self.assertTrue(event["req"]["body"]["command"].startswith("psql"))
+            self.assertIn("body.command", event["redacted"])
+        self.assertNotIn("hunter2", json.dumps(self.house.events.kept))
+
+
+class TurnedDownTests(HouseCase):
+    def test_call_beyond_the_share_of_the_engine_leaves_no_attempt(self) -> None:
+        house = self.house = House("/state", settings="[limits]\nengine_connections_per_user = 1\n")
+        self.addCleanup(house.stop)
+        waiting = house.client()
+        waiting.deliver(b"GET /v1.41/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        client = house.client()
+        client.deliver(b"POST /v1.41/containers/web/start HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertEqual(status_of(client.take()), 429)
+        (event,) = house.events.kept
+        self.assertEqual((event["phase"], event["result"]["status"]), ("result", 429))
+        self.assertEqual(event["decision"]["rule"], "limits.engine_connections_per_user")

@@ -72,7 +72,7 @@ class RecordedFirstTests(HouseCase):
         client.deliver(LIST)
         self.house.engine.deliver(EMPTY)
         self.assertEqual(status_of(client.take()), 200)
-        self.assertEqual(self.house.proxy.counters.unrecorded, 0)
+        self.assertEqual(self.house.proxy.trail.counters.unrecorded, 0)
 
     def test_policy_is_asked_again_when_it_changes_meanwhile(self) -> None:
         waiting = self.hold()
@@ -122,7 +122,7 @@ class DurabilityTests(HouseCase):
 
     def test_best_effort_of_a_rule_goes_on_and_is_counted(self) -> None:
         self.assertEqual(self.status("lenient"), 201)
-        self.assertEqual(self.house.proxy.counters.unrecorded, 1)
+        self.assertEqual(self.house.proxy.trail.counters.unrecorded, 1)
         self.assertEqual(self.status("other"), 503)
 
     def test_strict_of_a_rule_is_above_a_lenient_defender(self) -> None:
