@@ -174,6 +174,82 @@ class ChunkedDecoder:
             surplus = b""
         return (parts[0] if len(parts) == 1 else b"".join(parts)), surplus
 
+    def check(self, data: bytes) -> tuple[bytes, int, bytes]:
+        """As `decode`, for one who passes the body on in the chunks it came in: (chunks, bytes of payload in
+        them, surplus). Raises HTTPError.
+
+        The chunks are checked as strictly and have no extensions any more; the last chunk and the trailers
+        are not among them: write `last_chunk` once `finished` is True. Where nothing had to be left out,
+        they are `data` itself, so that a large body is never copied. One body is either decoded or checked.
+        """
+        size = len(data)
+        if self._remaining > size:
+            self._remaining -= size
+            return data, size, b""
+        if self.finished:
+            return b"", 0, data
+        try:
+            return self._check(data)
+        except HTTPError:
+            self._remaining = -2
+            self._tail = b""
+            raise
+
+    def _check(self, data: bytes) -> tuple[bytes, int, bytes]:
+        if self._tail:
+            data = self._tail + data
+            self._tail = b""
+        parts: list[bytes] = []
+        count = start = position = 0
+        line: re.Match[bytes] | None = None
+        remaining = self._remaining
+        in_data = self._in_data
+        end = len(data)
+        while remaining >= 0:
+            if remaining:
+                stop = position + remaining
+                if stop > end:
+                    count += end - position
+                    remaining = stop - end
+                    position = end
+                    break
+                count += remaining
+                position = stop
+                remaining = 0
+            if in_data:
+                if not data.startswith(b"\r\n", position):
+                    if data[position:] in (b"", b"\r"):
+                        break
+                    raise HTTPError(self._status, "a chunk is longer than its size says")
+                position += 2
+                in_data = False
+            line = _SIZE_LINE.match(data, position)
+            if line is None:
+                self._check_unfinished_line(data, position)
+                break
+            remaining = self._read_size(line)
+            in_data = remaining > 0
+            if not in_data:
+                remaining = -1
+                break
+            if line.end(1) + 2 != line.end():
+                parts += (data[start : line.end(1)], b"\r\n")
+                start = line.end()
+            position = line.end()
+        self._remaining = remaining
+        self._in_data = in_data
+        if remaining == -2:
+            raise HTTPError(self._status, "the chunked body is broken")
+        surplus = b""
+        if remaining == -1:
+            surplus = self._read_trailers(data, line.end() if line is not None else position)
+        else:
+            self._tail = data[position:]
+        if parts or start or position != end:
+            parts.append(data[start:position])
+            data = b"".join(parts)
+        return data, count, surplus
+
     def _read_size(self, line: re.Match[bytes]) -> int:
         size = int(line[1], 16)
         if size > MAX_LENGTH:

@@ -40,13 +40,20 @@ class AnswerReceiver(Protocol):
     time.
     """
 
+    def takes_chunks(self, answer: Answer) -> bool:
+        """Asked first of an answer in chunks. True: hand them on as they came, with their framing, but for the
+        last one. False: hand on the payload.
+        """
+
     def answer_started(
-        self, answer: Answer, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
-    ) -> None: ...
+        self, answer: Answer, data: bytes, count: int, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
+    ) -> None:
+        """The head, and what came with it: payload or chunks, with `count` bytes of payload."""
 
     def answer_data(
-        self, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
-    ) -> None: ...
+        self, data: bytes, count: int, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
+    ) -> None:
+        """More of the body."""
 
     def answer_failed(self, error: EngineError, *, repeatable: bool) -> None:
         """`repeatable`: not one byte of an answer came on a connection that had been used before (it was
@@ -77,6 +84,7 @@ class Backend:
 
     __slots__ = (
         "_buffer",
+        "_chunks",
         "_decoder",
         "_head",
         "_inquiry",
@@ -97,6 +105,7 @@ class Backend:
         self._head: ResponseHead | None = None
         self._decoder: LengthDecoder | ChunkedDecoder | UntilCloseDecoder | None = None
         self._buffer = b""  # of an answer's head
+        self._chunks = False  # the receiver takes the body's chunks as they come
         self._request_sent = False
         self._used = False
 
@@ -147,7 +156,7 @@ class Backend:
             receiver, self._receiver = self._receiver, None
             self._discard()
             if receiver is not None:
-                receiver.answer_data(b"", True, [])
+                receiver.answer_data(b"", 0, True, ())
             return
         self._ended("closed the connection")
 
@@ -194,7 +203,7 @@ class Backend:
                 receiver, self._receiver = self._receiver, None
                 self._finish(b"")
                 if receiver is not None:
-                    receiver.answer_started(answer, data, True, ())
+                    receiver.answer_started(answer, data, len(data), True, ())
                 return
             self._decoder = LengthDecoder(head.length)
         elif answer.passage is Passage.TUNNEL:
@@ -202,6 +211,7 @@ class Backend:
             return
         elif head.framing is Framing.CHUNKED:
             self._decoder = ChunkedDecoder(status=502)
+            self._chunks = self._receiver is not None and self._receiver.takes_chunks(answer)
         elif head.framing is Framing.UNTIL_CLOSE:
             self._decoder = UntilCloseDecoder()
         else:
@@ -217,7 +227,11 @@ class Backend:
         if decoder is None:  # pragma: no cover - set with the state BODY
             return
         try:
-            payload, surplus = decoder.decode(data)
+            if self._chunks and isinstance(decoder, ChunkedDecoder):
+                data, count, surplus = decoder.check(data)
+            else:
+                data, surplus = decoder.decode(data)
+                count = len(data)
         except HTTPError as error:
             self._fail(EngineError(502, f"The Engine's answer cannot be read: {error.message}"))
             return
@@ -232,13 +246,14 @@ class Backend:
         if receiver is None:
             return
         if answer is not None:
-            receiver.answer_started(answer, payload, finished, trailers)
-        elif payload or finished:
-            receiver.answer_data(payload, finished, trailers)
+            receiver.answer_started(answer, data, count, finished, trailers)
+        elif data or finished:
+            receiver.answer_data(data, count, finished, trailers)
 
     def _finish(self, surplus: bytes) -> None:
         head = self._head
         self._decoder = self._head = self._inquiry = None
+        self._chunks = False
         left = surplus or self.stream.pending
         if left or not self._request_sent or head is None or not head.keep_alive:
             self._discard()
@@ -292,13 +307,18 @@ class _Ping:
     def __init__(self, done: Callable[[EngineError | None], None]) -> None:
         self._done = done
 
+    def takes_chunks(self, answer: Answer) -> bool:
+        return False
+
     def answer_started(
-        self, answer: Answer, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
+        self, answer: Answer, data: bytes, count: int, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
     ) -> None:
         if finished:
             self._done(None)
 
-    def answer_data(self, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]) -> None:
+    def answer_data(
+        self, data: bytes, count: int, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
+    ) -> None:
         if finished:
             self._done(None)
 

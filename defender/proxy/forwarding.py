@@ -74,6 +74,7 @@ class Forwarding:
         "_client",
         "_closes",
         "_ended",
+        "_framed_already",
         "_gathered",
         "_gathering",
         "_half_closed",
@@ -112,6 +113,7 @@ class Forwarding:
         self._answered = False
         self._closes = False
         self._ended = False
+        self._framed_already = False
         self._gathered: bytearray | None = None  # of the body, before there is an Engine connection
         self._gathering = False
         self._half_closed = False
@@ -422,8 +424,18 @@ class Forwarding:
 
     # -- AnswerReceiver: the Engine's side
 
+    def takes_chunks(self, answer: Answer) -> bool:
+        # Chunks that only pass by stay as the Engine made them, which saves two copies of every byte.
+        self._framed_already = answer.passage is Passage.CHUNKED and not self._wants_body(answer)
+        return self._framed_already
+
+    def _wants_body(self, answer: Answer) -> bool:
+        """Does the record say something of the body of this answer?"""
+        status = answer.head.status
+        return status >= 400 or (self.inquiry.asks and self._proxy.trail.asks(self, status))
+
     def answer_started(
-        self, answer: Answer, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
+        self, answer: Answer, data: bytes, count: int, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
     ) -> None:
         self._answered = True
         passage = self._passage = answer.passage
@@ -435,17 +447,17 @@ class Forwarding:
         else:
             # An answer that is over before the request is ends both connections and says so (RFC 9112, 9.6).
             early = finished or not answer.head.keep_alive
-        if self._status >= 400 or (self.inquiry.asks and self._proxy.trail.asks(self, self._status)):
+        if self._wants_body(answer):
             self._answer = bytearray()
         closes = self._closes = early or self._client.ends_after(self.inquiry.head)
         out = answer.ended() if closes else answer.written
         if finished and passage is _BY_LENGTH and self._body is None:
             # The common one: small, and here at once.
-            self._sent = len(payload)
+            self._sent = count
             self._backend = None
             if self._answer is not None:
-                self._answer += payload[: MAX_ANSWER_BODY + 1]
-            self._stream.write(out + payload)
+                self._answer += data[: MAX_ANSWER_BODY + 1]
+            self._stream.write(out + data)
             if not self._ended:
                 self._note("")
                 self._ended = True
@@ -454,27 +466,30 @@ class Forwarding:
                 client.share.give_engine()
                 client.exchange_done(close=closes or client.ends_after(self.inquiry.head))
             return
-        self._pass_on(out, payload, finished, trailers)
+        self._pass_on(out, data, count, finished, trailers)
 
-    def answer_data(self, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]) -> None:
-        self._pass_on(b"", payload, finished, trailers)
+    def answer_data(
+        self, data: bytes, count: int, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
+    ) -> None:
+        self._pass_on(b"", data, count, finished, trailers)
 
     def _pass_on(
-        self, out: bytes, payload: bytes, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
+        self, out: bytes, data: bytes, count: int, finished: bool, trailers: Sequence[tuple[bytes, bytes]]
     ) -> None:
-        self._sent += len(payload)
+        self._sent += count
         if self._answer is not None and len(self._answer) <= MAX_ANSWER_BODY:
-            self._answer += payload[: MAX_ANSWER_BODY + 1 - len(self._answer)]
+            self._answer += data[: MAX_ANSWER_BODY + 1 - len(self._answer)]
         if self._passage is Passage.CHUNKED:
-            payload = encode_chunk(payload)
+            if not self._framed_already:
+                data = encode_chunk(data)
             if finished:
-                payload += last_chunk(trailers)
+                data += last_chunk(trailers)
         if out:
-            payload = out + payload
+            data = out + data
         if finished:
             self._backend = None
-        if payload:
-            self._stream.write(payload)
+        if data:
+            self._stream.write(data)
         if self._half_closed and not finished:
             self._wait_for_sign()
         if finished and not self._ended:

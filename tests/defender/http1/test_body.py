@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -300,3 +301,57 @@ class AnyCutTests(SynchronousTestCase):
         except HTTPError:
             pass
         self.assertLess(sys.getsizeof(decoder._tail), MAX_CHUNK_LINE + 200)
+
+
+def checked(pieces: list[bytes]) -> tuple[bytes, int, bytes, bool]:
+    """What `ChunkedDecoder.check` makes of a body in pieces: chunks, payload bytes, surplus, finished."""
+    decoder = ChunkedDecoder()
+    chunks, count, surplus = b"", 0, b""
+    for piece in pieces:
+        passed, size, rest = decoder.check(piece)
+        chunks += passed
+        count += size
+        surplus += rest
+    return chunks, count, surplus, decoder.finished
+
+
+class CheckTests(SynchronousTestCase):
+    """Chunks that are passed on as they came."""
+
+    @given(_CHUNKS, st.binary(max_size=20), st.lists(st.integers(0, 1000), max_size=10))
+    def test_what_is_passed_on_is_the_same_body_without_extensions(
+        self, chunks: list[tuple[bytes, bytes]], surplus: bytes, places: list[int]
+    ) -> None:
+        data = b"".join(b"%X%b\r\n%b\r\n" % (len(body), extra, body) for body, extra in chunks)
+        data += b"0\r\nA: b\r\n\r\n" + surplus
+        passed, count, rest, finished = checked(cut(data, places))
+        expected = b"".join(body for body, _ in chunks)
+        self.assertEqual((count, rest, finished), (len(expected), surplus, True))
+        self.assertEqual(passed, b"".join(b"%X\r\n%b\r\n" % (len(body), body) for body, _ in chunks))
+        self.assertEqual(decode([passed + last_chunk([])]), (expected, b"", True))
+
+    @given(
+        st.one_of(st.binary(max_size=60), st.lists(_FRAGMENTS, max_size=14).map(b"".join)),
+        st.lists(st.integers(0, 200), max_size=6),
+    )
+    def test_refuses_what_decoding_refuses(self, data: bytes, places: list[int]) -> None:
+        def verdict(result: Callable[[list[bytes]], tuple[object, ...]]) -> object:
+            try:
+                return result(cut(data, places))[-2:]
+            except HTTPError as error:
+                return error.status, error.message
+
+        self.assertEqual(verdict(checked), verdict(decode))
+
+    def test_large_chunks_are_not_copied(self) -> None:
+        decoder = ChunkedDecoder()
+        data = encode_chunk(b"x" * 30_000) * 3
+        for piece in (data, data[:50_000], data[50_000:]):
+            self.assertIs(decoder.check(piece)[0], piece)
+        self.assertEqual(decoder.check(last_chunk([(b"a", b"b")])), (b"", 0, b""))
+        self.assertEqual((decoder.finished, decoder.trailers), (True, [(b"a", b"b")]))
+
+    def test_size_line_that_was_cut_is_held_back(self) -> None:
+        decoder = ChunkedDecoder()
+        self.assertEqual(decoder.check(b"5\r\nhello\r\n5"), (b"5\r\nhello\r\n", 5, b""))
+        self.assertEqual(decoder.check(b"\r\nworld\r\n0\r\n\r\n"), (b"5\r\nworld\r\n", 5, b""))
