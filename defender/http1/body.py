@@ -178,9 +178,10 @@ class ChunkedDecoder:
         """As `decode`, for one who passes the body on in the chunks it came in: (chunks, bytes of payload in
         them, surplus). Raises HTTPError.
 
-        The chunks are checked as strictly and have no extensions any more; the last chunk and the trailers
-        are not among them: write `last_chunk` once `finished` is True. Where nothing had to be left out,
-        they are `data` itself, so that a large body is never copied. One body is either decoded or checked.
+        The chunks are checked as strictly, and each is what `encode_chunk` makes of its payload: a size that
+        is spelled in another way, or has an extension, is written anew. The last chunk and the trailers are
+        not among them: write `last_chunk` once `finished` is True. Where nothing was to be changed they are
+        `data` itself, so that a large body is never copied. One body is either decoded or checked.
         """
         size = len(data)
         if self._remaining > size:
@@ -232,8 +233,9 @@ class ChunkedDecoder:
             if not in_data:
                 remaining = -1
                 break
-            if line.end(1) + 2 != line.end():
-                parts += (data[start : line.end(1)], b"\r\n")
+            size = b"%x\r\n" % remaining
+            if line[0] != size:
+                parts += (data[start:position], size)
                 start = line.end()
             position = line.end()
         self._remaining = remaining

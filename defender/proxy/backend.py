@@ -41,7 +41,7 @@ class AnswerReceiver(Protocol):
     """
 
     def takes_chunks(self, answer: Answer) -> bool:
-        """Asked first of an answer in chunks. True: hand them on as they came, with their framing, but for the
+        """Asked first of an answer in chunks. True: hand them on as they came, framing and all, but for the
         last one. False: hand on the payload.
         """
 

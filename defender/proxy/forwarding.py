@@ -394,7 +394,6 @@ class Forwarding:
         """A part of the request's body as it is written to the Engine."""
         if self.inquiry.head.framing is not Framing.CHUNKED:
             return payload
-        # Trailers of a request mean nothing to the Engine: they end here.
         return encode_chunk(payload) + last_chunk(()) if finished else encode_chunk(payload)
 
     def _send_body(self, data: bytes) -> None:
@@ -402,12 +401,18 @@ class Forwarding:
         if body is None or backend is None:
             return
         try:
-            payload, surplus = body.decode(data)
+            if isinstance(body, ChunkedDecoder) and not self.inquiry.tells:
+                payload, _, surplus = body.check(data)
+                if body.finished:
+                    # Trailers of a request mean nothing to the Engine: they end here.
+                    payload += last_chunk(())
+            else:
+                payload, surplus = body.decode(data)
+                payload = self._framed(payload, finished=body.finished)
         except HTTPError as error:
             self.refuse(error.status, error.message)
             return
         finished = body.finished
-        payload = self._framed(payload, finished=finished)
         if finished:
             self._body = None
             self._client.hold(surplus)

@@ -327,7 +327,7 @@ class CheckTests(SynchronousTestCase):
         passed, count, rest, finished = checked(cut(data, places))
         expected = b"".join(body for body, _ in chunks)
         self.assertEqual((count, rest, finished), (len(expected), surplus, True))
-        self.assertEqual(passed, b"".join(b"%X\r\n%b\r\n" % (len(body), body) for body, _ in chunks))
+        self.assertEqual(passed, b"".join(encode_chunk(body) for body, _ in chunks))
         self.assertEqual(decode([passed + last_chunk([])]), (expected, b"", True))
 
     @given(
@@ -350,6 +350,10 @@ class CheckTests(SynchronousTestCase):
             self.assertIs(decoder.check(piece)[0], piece)
         self.assertEqual(decoder.check(last_chunk([(b"a", b"b")])), (b"", 0, b""))
         self.assertEqual((decoder.finished, decoder.trailers), (True, [(b"a", b"b")]))
+
+    def test_each_size_is_written_in_one_way(self) -> None:
+        passed = checked([b"5\r\nhello\r\n0005\r\nworld\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n"])[0]
+        self.assertEqual(passed, b"5\r\nhello\r\n5\r\nworld\r\na\r\n0123456789\r\n")
 
     def test_size_line_that_was_cut_is_held_back(self) -> None:
         decoder = ChunkedDecoder()
