@@ -93,13 +93,18 @@ class Inspect:
 
 
 @dataclass(frozen=True, slots=True)
+class Close:
+    """Give the directory back, its lock first of all."""
+
+
+@dataclass(frozen=True, slots=True)
 class Retry:
     """Give ``retry`` after `delay` seconds."""
 
     delay: float
 
 
-Command = Open | Commit | Prepare | Survey | Inspect | Retry
+Command = Open | Commit | Prepare | Survey | Inspect | Close | Retry
 
 
 @dataclass(frozen=True, slots=True)

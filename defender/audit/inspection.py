@@ -19,8 +19,6 @@ from defender.contract.spool_reading import Item, Trouble, Walk
 
 #: Bytes of a slice: a few milliseconds of work.
 SLICE: Final = 256 * 1024
-#: So many findings become events of their own.
-MOST: Final = 100
 
 _OWN: Final = b"audit_"
 _ALTERED: Final = frozenset({Trouble.CHAIN, Trouble.CONFLICT})
@@ -98,9 +96,6 @@ class Inspection:
                 found.append(Finding("damaged", each.file, each.reason))
             if each.missing and not self._covered(each):
                 found.append(Finding("missing", each.file, each.reason, each.first_seq, each.last_seq))
-        if len(found) > MOST:
-            more = Finding("altered", "", f"and {len(found) - MOST} more; see defenderctl audit verify")
-            found = [*found[:MOST], more]
         return found
 
     def _next(self) -> None:

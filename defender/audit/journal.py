@@ -15,7 +15,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -24,7 +24,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from defender.audit import notes
-from defender.audit.commands import Command, Pressure, Retry
+from defender.audit.commands import Close, Command, Pressure, Retry
 from defender.audit.disk import DiskThread
 from defender.audit.identities import Identities
 from defender.audit.recovery import Finding
@@ -44,6 +44,8 @@ MAX_WAITING_BYTES: Final = 4 * 1024 * 1024
 RESERVED_WAITING: Final = 1.25
 #: Seconds until those who wait are told that the disk does not answer; so long a stop waits too.
 PATIENCE: Final = 5.0
+#: So many things that are found at once have an event each.
+MOST: Final = 100
 #: Seconds between two looks at what earlier runs left.
 PAUSE: Final = 0.05
 #: Seconds by which the wall clock may run apart from the monotonic one between two commits.
@@ -126,6 +128,7 @@ class Journal:
         self._offset = wall() - monotonic()
         self._troubled = -1  # since when there is a problem, -1 if there is none
         self._stopping: Deferred[None] | None = None
+        self._closing = False
 
     # -- life
 
@@ -203,14 +206,15 @@ class Journal:
             identity = self.append(pairs, body, corr)
             self._reactor.callLater(0, self._tell, [told], reason)
             return identity
-        dropped = self.dropped
-        self._waiting.append((len(self._payloads), told))
+        waiter = (len(self._payloads), told)
+        self._waiting.append(waiter)
         identity = self.append(pairs, body, corr)
-        if self.dropped != dropped:
-            self._waiting.pop()
-            self._reactor.callLater(0, self._tell, [told], self._lost_because)
-        elif self._waiting and self._spool.state is State.READY:
-            self._flush()
+        if self._waiting and self._waiting[-1] is waiter:
+            if len(self._payloads) == waiter[0]:  # it found no room
+                self._waiting.pop()
+                self._reactor.callLater(0, self._tell, [told], self._lost_because)
+            elif self._spool.state is State.READY:
+                self._flush()
         return identity
 
     def new_id(self) -> str:
@@ -268,7 +272,11 @@ class Journal:
         ):
             self._flush()
         if self._stopping is not None and self._spool.state is State.READY:
-            self._give_up() if self._payloads else self._finish()
+            if self._payloads:
+                self._give_up()
+            elif not self._closing:
+                self._closing = True
+                self._disk.submit(Close(), lambda _: self._finish())
 
     def _flush(self) -> None:
         self._overdue = False
@@ -392,11 +400,15 @@ class Journal:
         else:
             self._calls.append(self._reactor.callLater(PAUSE, self._inspect))
 
-    def _find(self, findings: Iterable[Finding]) -> None:
-        for finding in findings:
-            self.repaired += finding.kind != "unclosed"
+    def _find(self, findings: Sequence[Finding]) -> None:
+        for finding in findings[:MOST]:
             self._log.warn("audit: {name}: {detail}", name=finding.name, detail=finding.detail)
             self._note(notes.of_finding(finding))
+        self.repaired += sum(finding.kind != "unclosed" for finding in findings)
+        if len(findings) > MOST:
+            more = f"{len(findings) - MOST} more things were found in the spool's directory"
+            self._log.warn("audit: {more}", more=more)
+            self._note(notes.note("audit_aside", more, ok=False))
 
     def _opened(self, opening: Opening) -> None:
         self._find(opening.findings)
@@ -501,12 +513,13 @@ class Journal:
 
     def _give_up(self) -> None:
         lost = len(self._payloads) + self._count
-        self._log.error(
-            "audit: {lost} events are lost, {directory}: {problem}",
-            lost=lost,
-            directory=self.directory,
-            problem=self._refusal() if self.problem else _STALLED,
-        )
+        if lost:
+            self._log.error(
+                "audit: {lost} events are lost, {directory}: {problem}",
+                lost=lost,
+                directory=self.directory,
+                problem=self._spool.problem or _STALLED,
+            )
         self.dropped += lost
         self._payloads.clear()
         self._finish()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from defender.audit.commands import (
+    Close,
     Command,
     Commit,
     Inspect,
@@ -161,11 +162,15 @@ class Store:
                     return self._survey()
                 case Inspect():
                     return self._inspect()
+                case Close():
+                    self.close()
             return Done()
         except StoreError as error:
             reason = str(error)
         except OSError as error:
             reason = f"the audit spool: {error.strerror or error}"
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not end the thread
+            reason = f"the audit spool: {error!r}"
         if isinstance(command, Commit):
             self._let_go()
         elif isinstance(command, Inspect):

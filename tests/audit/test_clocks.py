@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.audit.base import Writing, WritingCase
+from tests.fakes.engine import FakeEngine
+from tests.proxying.running import RunningDefender
 
 
 class ClockTests(WritingCase):
@@ -17,15 +19,17 @@ class ClockTests(WritingCase):
     def set(self, offset: str) -> None:
         self.offset.write_text(f"{offset}\n")
 
-    def under_faketime(self, **more: Any) -> Writing:
+    def environment(self) -> dict[str, str]:
         (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
-        environment = {
+        return {
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(self.offset),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
-        return self.start(environment=environment, **more)
+
+    def under_faketime(self, **more: Any) -> Writing:
+        return self.start(environment=self.environment(), **more)
 
     def write(self, writing: Writing, number: int) -> None:
         writing.tell(f"durable {number}")
@@ -64,3 +68,23 @@ class ClockTests(WritingCase):
         (behind,) = self.notes("audit_clock")
         self.assertRegex(behind, r"^the clock is 7[12]\d\d s before the last event$")
         self.assert_whole()
+
+    def test_timers_of_the_defender_do_not_wait_for_the_clock(self) -> None:
+        """Set back by a day, the clock of Twisted would keep every timer waiting for a day."""
+        self.directory.parent.mkdir(exist_ok=True)
+        engine = FakeEngine(str(self.directory.parent / "engine.sock")).start()
+        self.addCleanup(engine.stop)
+        defender = RunningDefender(engine.path)
+        self.addCleanup(defender.stop)
+        defender._limits = ["env", *(f"{key}={value}" for key, value in self.environment().items())]
+        defender.start()
+        peer = defender.local()
+        self.addCleanup(peer.close)
+        request = b"GET /v1.41/containers/json HTTP/1.1\r\nHost: docker\r\n\r\n"
+        self.assertEqual(peer.ask(request).status, 200)
+        defender.take_events(1)
+        self.set("-86400")
+        self.assertEqual(peer.ask(request).status, 200)
+        # Nobody waits for this event, so a timer has to bring it to disk.
+        (event,) = defender.take_events(1)
+        self.assertEqual(event["req"]["action"], "container_list")
