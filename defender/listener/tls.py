@@ -149,10 +149,10 @@ def _require_certificate(context: SSL.Context, verify: Callable[[x509.Certificat
         return found
 
     def judge(ok: int, store_context: Any) -> int:
-        check = _check_of(store_context)
         depth = lib.X509_STORE_CTX_get_error_depth(store_context)
         if ok and depth > 0:
             return 1
+        check = _check_of(store_context)
         if ok:
             check.verified = judge_leaf(store_context)
             return 1

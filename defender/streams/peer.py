@@ -46,6 +46,8 @@ def address_of(sock: socket.socket) -> tuple[str, int] | None:
         host, port = sock.getpeername()[:2]
     except OSError:
         return None  # it is gone already; the first read will say so
+    if sock.family == socket.AF_INET:
+        return host, port
     address = ip_address(host.partition("%")[0])
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped

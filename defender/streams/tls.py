@@ -223,8 +223,12 @@ class TLSStream(SocketStream):
     # The handshake.
 
     def _step(self) -> None:
+        result = lib.SSL_do_handshake(self._ssl)
+        if result == 1:
+            self._shaken()
+            return
         try:
-            self._connection.do_handshake()
+            self._connection._raise_ssl_error(self._ssl, result)
         except SSL.WantReadError:
             self._stop_writing()
         except SSL.WantWriteError:
@@ -236,8 +240,6 @@ class TLSStream(SocketStream):
             self._refuse(*self._why(error))
         except Exception as error:  # noqa: BLE001 - what a callback of the context raised comes out here
             self._refuse("protocol", str(error))
-        else:
-            self._shaken()
 
     def _shaken(self) -> None:
         self._stop_writing()
