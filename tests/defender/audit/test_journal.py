@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import uuid
 
-from defender.audit.commands import Commit, Inspect, Prepare
+from defender.audit.commands import Commit, Inspect, Open, Prepare
 from defender.audit.journal import (
     INTERVAL,
+    MOST,
     PATIENCE,
     PAUSE,
 )
+from defender.audit.store import Opening
 from defender.contract.audit import defender_event
-from tests.defender.audit.disks import NANOS, SEGMENT, JournalCase, event, packed
+from tests.defender.audit.disks import NANOS, SEGMENT, Disk, JournalCase, event, packed
 from tests.spool import findings
 
 
@@ -202,6 +204,21 @@ class Stopping(JournalCase):
         self.clock.advance(0)
         self.assertEqual((journal.dropped, self.told), (2, [(3, "the defender is stopping")]))
 
+    def test_the_spool_is_given_back_before_it_is_said_to_be_stopped(self) -> None:
+        journal = self.journal()
+        journal.append(*packed(1))
+        free: list[object] = []
+
+        def stopped(_: object) -> None:
+            other = Disk(self.directory)
+            other.submit(Open(), free.append)
+            other.work()
+            other.stop()
+
+        journal.stop().addCallback(stopped)
+        self.disk.work()
+        self.assertIsInstance(free[0], Opening)
+
     def test_stopping_twice_and_without_a_start(self) -> None:
         journal = self.journal()
         first, second = journal.stop(), journal.stop()
@@ -284,6 +301,17 @@ class Looking(JournalCase):
         for _ in range(200):
             self.later(PAUSE)
         self.assertEqual(self.actions()[before:], [])
+
+    def test_a_directory_full_of_other_things(self) -> None:
+        self.directory.mkdir()
+        for number in range(MOST + 30):
+            (self.directory / f"file{number}").touch()
+        journal = self.journal()
+        self.later()
+        self.assertEqual(journal.repaired, MOST + 30)
+        self.assertEqual(self.actions(), ["audit_aside"] * (MOST + 1))
+        last = self.events()[-1]["result"]["detail"]
+        self.assertEqual(last, "30 more things were found in the spool's directory")
 
 
 class Status(JournalCase):

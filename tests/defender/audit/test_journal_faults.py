@@ -111,6 +111,18 @@ class Failing(JournalCase):
         self.clock.advance(0)
         self.assertEqual(self.told, [(1, "the audit disk is too slow")])
 
+    def test_a_fault_of_ours_ends_nothing(self) -> None:
+        journal = self.journal()
+        broken = self.patch(self.disk.store, "_append", lambda *_: 1 / 0)
+        self.durable(journal, 1)
+        self.disk.work()
+        self.durable(journal, 2)
+        self.disk.work()
+        broken.restore()
+        self.later(2)
+        self.later()
+        self.assertEqual((self.told[0], self.numbers()), ((1, ""), [1, 2]))
+
     def test_a_spool_that_cannot_be_opened_is_tried_again(self) -> None:
         self.directory.parent.joinpath("audit").write_text("no directory")
         journal = self.journal()
@@ -173,6 +185,11 @@ class Filling(JournalCase):
             journal.append(*packed(3))
             self.later()
         self.assertEqual(len(self.disk.commits), before, "a full spool writes no gaps about itself")
+        # One that is too large for a batch is told like the others.
+        told = len(self.told)
+        self.durable(journal, 5, "x" * SEGMENT)
+        self.clock.advance(0)
+        self.assertEqual(self.told[told:], [(5, "the audit spool is full (audit.max_bytes)")])
         # Somebody makes room.
         min(self.directory.glob("*.seg")).unlink()
         self.later(31)
@@ -181,6 +198,23 @@ class Filling(JournalCase):
         self.assertEqual(self.told[-1], (4, ""))
         (gap,) = [each for each in self.events() if each["kind"] == "gap"]
         self.assertEqual(gap["result"]["dropped"], journal.dropped)
+
+
+    def test_a_spool_that_becomes_full_within_a_batch(self) -> None:
+        journal = self.journal(refuse=True, segments=4)
+        while journal.status()["durable_seq"] != 200:
+            self.durable(journal, 1, "x" * 1000)
+            self.disk.work()
+        self.told.clear()
+        for _ in range(58):
+            journal.append(*packed(2, "x" * 1000))
+        for number in range(6):
+            self.durable(journal, number, "x" * 1000)
+        self.disk.work()
+        self.clock.advance(0)
+        self.assertEqual([number for number, _ in self.told], [0, 1, 2, 3, 4, 5])
+        self.assertTrue(all("full" in reason for _, reason in self.told))
+        self.assertEqual(self.numbers().count(2) + journal.dropped, 58 + 6)
 
 
 class Clocks(JournalCase):
