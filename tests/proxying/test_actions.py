@@ -126,8 +126,9 @@ class Bodies:
             return found[1]
 
         def test_a_stranger_may_nothing(self) -> None:
-            peer = self.client("stranger")
-            for row in ROWS:
+            for number, row in enumerate(ROWS):
+                if number % 50 == 0:  # more denials of one user would be counted, not recorded one by one
+                    peer = self.client(f"stranger-{number}")
                 self.assertIn(
                     self.denied(peer, row.request()), (row.action, "" if row.method == "HEAD" else None)
                 )
