@@ -34,9 +34,10 @@ def words(text: str) -> frozenset[str]:
 
 
 SHELL_NAMES = words("""
-    tap service protocol store disk journal tls frontend backend tunnel peer enrollment plain acceptor control
+    tap service protocol store journal tls frontend backend tunnel peer enrollment plain acceptor control
     descriptor poll openssl
     watch forwarding trail
+    folder disk
 """)
 
 CONTROLLER_SHELL_FOLDERS = words("cli pki store api console channel identity")

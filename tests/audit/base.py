@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -100,9 +101,15 @@ class Writing:
     @property
     def pid(self) -> int:
         """Of the process that writes, below its wrappers, which have one child each."""
+        parents: dict[int, int] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with contextlib.suppress(OSError):
+                    parent = int((entry / "stat").read_text("ascii", "replace").rpartition(")")[2].split()[1])
+                    parents[parent] = int(entry.name)
         pid = self.process.pid
-        while children := Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split():
-            pid = int(children[0])
+        while pid in parents:
+            pid = parents[pid]
         return pid
 
     def stop(self) -> list[str]:
