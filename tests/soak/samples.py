@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deploy.engine import system_tool
+
 KIB = 1024
 _TICKS = os.sysconf("SC_CLK_TCK")
 _LISTENING = 0x10000  # SO_ACCEPTCON in /proc/net/unix
@@ -125,8 +127,14 @@ def _unix_sockets() -> Iterator[tuple[int, str, str]]:
 
 
 def engine_side(socket: Path) -> int:
-    """Connections that the listener at this path has accepted, or is about to."""
-    return sum(1 for flags, _, path in _unix_sockets() if path == str(socket) and not flags & _LISTENING)
+    """Connections of the listener at this path whose other end is open.
+
+    An Engine keeps the sockets of streams that have ended until its garbage collector comes by, whoever the
+    client was; they have no other end (ss(8) shows it as inode 0).
+    """
+    done = system_tool("ss", "-xnH", "state", "connected")
+    rows = (line.split() for line in done.stdout.splitlines())
+    return sum(1 for row in rows if str(socket) in row and row[-1] != "0")
 
 
 def quantiles(milliseconds: Sequence[float]) -> dict[str, float]:
