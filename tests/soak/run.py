@@ -20,10 +20,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from deploy.engine import EngineError
 from tests.bench.machine import machine
 from tests.soak.connections import COUNT, FILES, connections
+from tests.soak.crowd import RefusedError
 from tests.soak.mixed import Result, mixed
 from tests.soak.verdict import Check
+from tests.soak.work import WorkError
 
 PHASES = {
     "mixed": "mixed load on a real Engine for --minutes, then a leak check",
@@ -141,6 +144,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("soak: interrupted", file=sys.stderr)
         return 130
+    except (AssertionError, EngineError, RefusedError, WorkError, OSError) as error:
+        progress.end()
+        print(f"soak: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     bad = [check for result in results.values() for check in result.checks if not check.ok]
     if options.json:
         written = {
