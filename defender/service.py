@@ -113,17 +113,17 @@ class Defender(MultiService):
         super().__init__()
         self.settings = settings
         self._reactor = reactor
+        # Clients, Engine and spool: what the reactor itself still watches is no request's business.
+        self._poll = poll = Poll(reactor)
         self.journal = Journal(
             settings.audit.directory,
             settings.defender.name,
-            reactor=reactor,
+            reactor=poll,
             segment_bytes=settings.audit.segment_bytes,
             max_bytes=settings.audit.max_bytes,
             refuse=settings.audit.when_full == "refuse",
         )
         self.activation = PolicyActivation(settings.defender.name)
-        # Clients and Engine alike: what the reactor itself still watches is no request's business.
-        self._poll = poll = Poll(reactor)
         self.pool = BackendPool(
             lambda: connect_unix(poll, self.settings.engine.socket, self.settings.engine.connect_timeout),
             address=settings.engine.address,

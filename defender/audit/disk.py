@@ -1,38 +1,53 @@
-"""The thread that the spool's disk work is done in, so that the reactor never waits for it."""
+"""The thread that the spool's disk work is done in, so that the reactor never waits for it.
+
+Its answers ring a bell, a descriptor of the reactor: somebody waits for the disk, and `callFromThread` takes
+several times as long.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import Any
+
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from defender.audit.commands import Command
 from defender.audit.store import Answer, Store
 
 
+@implementer(IReadDescriptor)
 class DiskThread:
-    """The thread that a `Store` lives in. `call_in_reactor` is the reactor's `callFromThread`."""
+    """The thread that a `Store` lives in. `reactor` needs ``addReader`` and ``removeReader``."""
 
-    def __init__(self, store: Store, call_in_reactor: Callable[..., object]) -> None:
+    def __init__(self, store: Store, reactor: Any) -> None:
         self._store = store
-        self._call_in_reactor = call_in_reactor
+        self._reactor = reactor
         self._work: SimpleQueue[tuple[Command, Callable[[Answer], object]] | None] = SimpleQueue()
         self._answers: SimpleQueue[tuple[Callable[[Answer], object], Answer]] = SimpleQueue()
         # A daemon: a disk that does not answer must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="audit-spool", daemon=True)
         self._started = False
+        self._bell = -1
 
     def submit(self, command: Command, answer: Callable[[Answer], object]) -> None:
         """Have a command done; `answer` is called in the reactor."""
         if not self._started:
             self._started = True
+            self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._reactor.addReader(self)
             self._thread.start()
         self._work.put((command, answer))
 
     def stop(self) -> None:
-        """Close the store when all is done that was submitted; does not wait for it."""
+        """Close the store when all is done that was submitted; does not wait for it, nor hear of it."""
         if self._started:
+            self._reactor.removeReader(self)
             self._work.put(None)
 
     def wait(self, timeout: float) -> bool:
@@ -44,15 +59,32 @@ class DiskThread:
         answer(value)
         return True
 
+    # -- in the thread
+
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
             command, answer = work
             self._answers.put((answer, self._store.perform(command)))
-            self._call_in_reactor(self._deliver)
+            os.eventfd_write(self._bell, 1)
         self._store.close()
+        # Here, because only here nobody can ring it any more.
+        os.close(self._bell)
 
-    def _deliver(self) -> None:
+    # -- IReadDescriptor
+
+    def fileno(self) -> int:
+        return self._bell
+
+    def logPrefix(self) -> str:
+        return "-"
+
+    def doRead(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
         with contextlib.suppress(Empty):
             while True:
                 answer, value = self._answers.get_nowait()
                 answer(value)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor is ending."""

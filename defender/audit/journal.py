@@ -102,9 +102,7 @@ class Journal:
         self._spool = Spool(
             agent, _boot_id(), segment_bytes=segment_bytes, max_bytes=max_bytes, refuse=refuse
         )
-        self._disk = disk or DiskThread(
-            Store(self.directory, agent, segment_bytes=segment_bytes), reactor.callFromThread
-        )
+        self._disk = disk or DiskThread(Store(self.directory, agent, segment_bytes=segment_bytes), reactor)
         self._wall = wall
         self._monotonic = monotonic
         # Ids must be unique, not secret: a seeded generator costs a tenth of the system's.

@@ -48,6 +48,8 @@ from defender.contract.spool import (
 
 _NEW: Final = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK: Final = 1024 * 1024
+#: Bytes of zeros that are written behind the records, so that the next ones find blocks that are in use.
+ZEROS_AHEAD: Final = 128 * 1024
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -120,6 +122,7 @@ class Store:
         self._entropy = entropy
         self._folder = Folder(directory)
         self._fd = -1
+        self._zeroed = 0  # up to here the open segment's blocks have been written
         self._name = ""
         self._ranks: dict[int, int] = {}  # of epochs, the present one's is the highest
         self._inspection: Inspection | None = None
@@ -399,6 +402,12 @@ class Store:
         self._name = name
 
     def _write(self, name: str, data: bytes, offset: int) -> None:
+        end = offset + len(data)
+        if end > self._zeroed:
+            # Blocks that were written once are synced in half the time that reserved ones take, because the
+            # file system has nothing to note. So zeros go ahead of the records, some at a time.
+            self._zeroed = max(end, min(end + ZEROS_AHEAD, os.fstat(self._fd).st_size))
+            data += bytes(self._zeroed - end)
         view = memoryview(data)
         try:
             while view:
@@ -415,4 +424,5 @@ class Store:
             with contextlib.suppress(OSError):
                 os.close(self._fd)
         self._fd = -1
+        self._zeroed = 0
         self._name = ""
