@@ -384,7 +384,10 @@ class Journal:
         for removed in spool.removed:
             self.rotated += 1
             self._note(notes.of_removed(removed))
+        for vanished in spool.vanished:
+            self._note(notes.of_vanished(vanished))
         spool.removed.clear()
+        spool.vanished.clear()
         if told:
             self._tell(told, "")
         self._overdue = self._overdue or self._gap_is_due()

@@ -61,6 +61,12 @@ def of_removed(removed: Removed) -> Event:
     )
 
 
+def of_vanished(vanished: Removed) -> Event:
+    """The event of a segment that somebody took away while the defender ran."""
+    count = max(0, vanished.last_seq - vanished.first_seq + 1) if vanished.last_seq else 0
+    return gap(count, vanished.first_seq, 0.0, f"{vanished.name} was taken away")
+
+
 def reduced(event: Mapping[str, object], size: int) -> Event:
     """What is kept of an event of `size` bytes, which no segment holds; a few hundred bytes at most."""
     small: Event = {

@@ -110,6 +110,8 @@ class Spool:
         self.segments: list[SegmentFile] = []
         self.removed: list[Removed] = []
         """What made room since the shell last looked; it empties the list."""
+        self.vanished: list[Removed] = []
+        """The same of what somebody else took away."""
         self._agent = agent
         self._boot = boot
         self._segment_bytes = segment_bytes
@@ -224,9 +226,13 @@ class Spool:
         self, segments: Sequence[SegmentFile], spare: bool, micros: int, now: float
     ) -> list[Command]:
         """What is in the directory now; what is not known to be on disk goes to a new segment."""
+        there = {segment.name for segment in segments}
+        for index, segment in enumerate(self.segments):
+            if segment.name not in there:
+                self.vanished.append(self._range(index))
         self.segments = list(segments)
         self._spare = spare
-        if self._tail is not None and all(segment.name != self._tail.name for segment in segments):
+        if self._tail is not None and self._tail.name not in there:
             self._tail = None
         if not self._batches:
             self.pressure = Pressure.NONE
@@ -349,14 +355,22 @@ class Spool:
             oldest = self.segments[0] if self.segments else None
             if oldest is None or oldest.name in (current, name) or self._holds_unsynced(oldest):
                 break  # a limit that was made smaller than what is in use
+            self._leaving.append((oldest, self._range(0)))
             self.segments.pop(0)
-            following = self.segments[0].first_seq if self.segments else self.next_seq
-            same = not self.segments or self.segments[0].epoch == oldest.epoch
-            last = following - 1 if same else 0
-            self._leaving.append((oldest, Removed(oldest.name, oldest.epoch, oldest.first_seq, last)))
             names.append(oldest.name)
             over -= oldest.size
         return names
+
+    def _range(self, index: int) -> Removed:
+        """What a segment holds, as far as the next one tells."""
+        segment = self.segments[index]
+        last = 0
+        if index + 1 < len(self.segments):
+            following = self.segments[index + 1]
+            last = following.first_seq - 1 if following.epoch == segment.epoch else 0
+        elif segment.epoch == self.epoch:
+            last = self.durable_seq
+        return Removed(segment.name, segment.epoch, segment.first_seq, last)
 
     def _holds_unsynced(self, segment: SegmentFile) -> bool:
         if not self._batches or segment.epoch != self.epoch:

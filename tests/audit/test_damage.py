@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from defender.contract.spool import (
@@ -142,4 +143,19 @@ class DamageTests(WritingCase):
         for words in ("'db7'", "not a regular file", "not a segment of a spool", "named as another segment"):
             self.assertTrue(any(words in text for text in said), (words, said))
         self.assertEqual(len(list((self.directory / "quarantine").iterdir())), 5)
+        self.assert_whole()
+
+    def test_a_spool_that_is_removed_while_it_is_written(self) -> None:
+        writing = self.start(f"segment={SEGMENT}")
+        for number in (1, 2):
+            writing.tell(f"durable {number}")
+            self.assertEqual(writing.line(), f"ack {number}")
+        shutil.rmtree(self.directory)
+        writing.tell("durable 3")
+        self.assertEqual(writing.line(), "ack 3")
+        self.assertEqual(writing.stop(), ["stopped"])
+        self.assertEqual(self.numbers(), [3])
+        self.assertEqual(self.directory.stat().st_mode & 0o777, 0o700)
+        (gap,) = [each["result"] for each in self.events() if each["kind"] == "gap"]
+        self.assertEqual((gap["first_seq"], gap["dropped"]), (1, 2))
         self.assert_whole()

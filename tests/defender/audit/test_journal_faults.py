@@ -148,6 +148,8 @@ class Failing(JournalCase):
         self.later()
         self.assertEqual(self.numbers(), [2])
         self.assertEqual(self.events()[0]["seq"], 2)
+        (gap,) = [each["result"] for each in self.events() if each["kind"] == "gap"]
+        self.assertEqual((gap["dropped"], gap["first_seq"]), (1, 1))
 
 
 class Filling(JournalCase):
@@ -196,9 +198,14 @@ class Filling(JournalCase):
         self.durable(journal, 4)
         self.later()
         self.assertEqual(self.told[-1], (4, ""))
-        (gap,) = [each for each in self.events() if each["kind"] == "gap"]
-        self.assertEqual(gap["result"]["dropped"], journal.dropped)
-
+        self.later()
+        gaps = {
+            each["result"]["first_seq"]: each["result"] for each in self.events() if each["kind"] == "gap"
+        }
+        self.assertEqual(sorted(gaps), [0, 1])
+        self.assertEqual(gaps[0]["dropped"], journal.dropped)
+        self.assertEqual(gaps[1]["dropped"], self.events()[0]["seq"] - 1)
+        self.assertIn("was taken away", gaps[1]["reason"])
 
     def test_a_spool_that_becomes_full_within_a_batch(self) -> None:
         journal = self.journal(refuse=True, segments=4)

@@ -39,6 +39,8 @@ class NoteTests(SynchronousTestCase):
             notes.gap(0, 0, -1.0, ""),
             notes.of_removed(Removed("a.seg", 1, 2, 3)),
             notes.of_removed(Removed("a.seg", 1, 2, 0)),
+            notes.of_vanished(Removed("a.seg", 1, 2, 9)),
+            notes.of_vanished(Removed("a.seg", 1, 2, 0)),
         )
         self.check_packed(*CLOSING)
 
