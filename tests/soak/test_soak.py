@@ -67,7 +67,7 @@ def sample(at: float = 0.0, rss_anon: int = 40_000, **changes: Any) -> Sample:
         status={
             "engine": {"connections": 2, "idle": 2},
             "clients": {"connections": 0, "streams": 0},
-            "counters": {"requests": 1, "denied": 0, "streams_ended": 0},
+            "counters": {"requests": 1, "denied": 0, "streams_ended": 0, "turned_down": 0, "unrecorded": 0},
             "audit": {
                 "failed": 0,
                 "dropped": 0,
@@ -165,9 +165,11 @@ class VerdictTests(SynchronousTestCase):
     def test_audit(self) -> None:
         self.assertEqual(self.failed(audit_checks(Ledger(), sample(), rotations=5)), [])
         self.assertEqual(self.failed(audit_checks(Ledger(), sample(), rotations=6)), ["rotation"])
+        busy = {**sample().status, "counters": {"turned_down": 1, "unrecorded": 0}}
+        self.assertEqual(self.failed(audit_checks(Ledger(), sample(status=busy), rotations=0)), ["shares"])
         ledger = Ledger()
         ledger.enter([attempt(1, "a")])
-        lost = {"audit": {**sample().status["audit"], "dropped": 1}}
+        lost = {**sample().status, "audit": {**sample().status["audit"], "dropped": 1}}
         self.assertEqual(
             self.failed(audit_checks(ledger, sample(status=lost), rotations=0)), ["record", "audit counters"]
         )

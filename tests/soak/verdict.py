@@ -79,9 +79,12 @@ def audit_checks(ledger: Ledger, end: Sample, *, rotations: int) -> list[Check]:
     """The record is whole."""
     audit = end.status["audit"]
     lost = {name: audit[name] for name in ("failed", "dropped", "reduced", "repaired") if audit[name]}
+    counters = end.status["counters"]
+    refused = {name: counters[name] for name in ("turned_down", "unrecorded") if counters[name]}
     return [
         nothing_in("record", ledger.close(), f"{ledger.events} events, every call whole"),
         Check("audit counters", not lost and not audit["problem"], f"{lost or 'nothing failed or dropped'}"),
+        Check("shares", not refused, f"{refused or 'no call was beyond a limit or went unrecorded'}"),
         Check(
             "rotation", audit["rotated"] >= rotations, f"{audit['rotated']} segments, at least {rotations}"
         ),
