@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from defender.contract.actions import Body, Operation, recognize
-from defender.contract.audit import Description, describe
+from defender.contract.audit import Description, describe, described_further
 from defender.contract.fragments import request_fragment
 from defender.contract.particulars import wants_answer, wants_request
 from defender.http1.errors import HTTPError
@@ -63,6 +64,7 @@ class Inquiry:
     _written: tuple[tuple[int, int] | None, bytes] | None = field(init=False, default=None)
     _described: Description | None = field(init=False, default=None)
     _fragment: tuple[bytes, bytes] | None = field(init=False, default=None)
+    _with: tuple[Mapping[str, str], Description, tuple[bytes, bytes]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.repeatable = (
@@ -104,6 +106,22 @@ class Inquiry:
             described = self.described
             self._fragment = request_fragment(described.fields, described.redacted)
         return self._fragment
+
+    def described_with(self, container: Mapping[str, str]) -> Description:
+        """`described`, and the container it is about; the last one is kept."""
+        kept = self._with
+        if kept is None or kept[0] is not container:
+            described = described_further(self.described, body={}, container=container)
+            fragment = request_fragment(described.fields, described.redacted)
+            kept = self._with = container, described, fragment
+        return kept[1]
+
+    def fragment_of(self, described: Description) -> tuple[bytes, bytes]:
+        """`described` packed, if it may be what `described_with` gave last."""
+        kept = self._with
+        if kept is not None and kept[1] is described:
+            return kept[2]
+        return request_fragment(described.fields, described.redacted)
 
 
 # Client headers that mean something to the Engine (API reference and the docker CLI's own requests). All

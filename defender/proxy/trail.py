@@ -135,20 +135,18 @@ class Trail:
             counters.engine_errors += 1
         inquiry = call.inquiry
         said = call.answer_said()
-        if inquiry.about or said is not None or call.said is not None:
-            described = self._described(call)
-            if not error and call.has_answer:
-                self._learn(frontend, call, status, said)
-                described = self._described(call) or described
-        else:
-            described = None
+        described = self._described(call) if call.said is not None or inquiry.about else None
+        if (status == 404 or inquiry.operation.action in _TELLING) and call.has_answer and not error:
+            self._learn(frontend, call, status, said)
+            described = call.described or described
         if noted.decision.audit == "denied" and not error:
             return
         now = self._seconds()
         ms = (now - began) * 1000.0
-        if described is None and said is None:
+        if said is None and (described is None or call.said is None):
+            fragment = inquiry.fragment if described is None else inquiry.fragment_of(described)
             error = shorten(error) if error else ""
-            pairs, body = result_body(frontend.actor, inquiry.fragment, noted.packed, status, sent, ms, error)
+            pairs, body = result_body(frontend.actor, fragment, noted.packed, status, sent, ms, error)
         else:
             event = request_event(
                 actor_of(frontend.subject),
@@ -273,8 +271,8 @@ class Trail:
                 if HIDDEN in command.command:
                     redacted = (*redacted, "command")
         container = self.objects.container_of(action, target, body)
-        if not body and container is None:
-            return None
+        if not body:
+            return None if container is None else inquiry.described_with(container)
         described = described_further(inquiry.described, body=body, redacted=redacted, container=container)
         if container is not None or action not in _LEARNING:
             call.described = described
@@ -322,6 +320,7 @@ class Trail:
 
 
 _LEARNING = frozenset(("container_create", "container_inspect", "container_exec_create"))
+_TELLING = _LEARNING | {"container_rename", "container_delete"}
 
 
 def _text(fields: Mapping[str, object], key: str) -> str:

@@ -7,6 +7,7 @@
  *   POST .../load             reads the body (length or chunked), then a small answer
  *   POST .../exec/ID/start or .../attach?...    101, or 200 where no Upgrade was asked for, then an echo until the
  *                             client half-closes
+ *   GET .../containers/ID/json the inspection of such a container, for an ID of 64 digits
  *   anything else             200 and 306 bytes of JSON, after reading the body
  * It reads heads without mercy or care: only proxies that were given well-formed requests stand before it.
  */
@@ -34,7 +35,8 @@ struct conn {
     size_t used, room;
     unsigned long long left;   /* of a body or chunk */
     int chunk_phase;           /* 0 size line, 1 data, 2 CRLF after data, 3 trailer lines */
-    char after;                /* what follows the body: 's' small answer, 'x' or 'r' (no upgrade) echo, 'd' download */
+    char after;                /* what follows the body: 's' small answer, 'i' inspection, 'x' or 'r' (no upgrade) echo, 'd' download */
+    char id[65];               /* of the container that is inspected */
     unsigned long long blocks; /* chunks of a download still to send */
     size_t block_sent;         /* bytes of the current one that are sent */
     int ended;                 /* the client has half-closed */
@@ -114,7 +116,23 @@ static const char *header(const char *head, const char *end, const char *name) {
     return NULL;
 }
 
+static int inspection(struct conn *c) {
+    static const char rest[] = "\"Created\":\"2026-11-22T00:00:00Z\",\"Path\":\"sleep\",\"Args\":[\"1000\"],"
+                               "\"State\":{\"Status\":\"running\",\"Running\":true},\"Config\":{\"Image\":\"img:latest\"}}\n";
+    char body[512], answer[1024];
+    int size = snprintf(body, sizeof body, "{\"Id\":\"%s\",\"Name\":\"/web-%.12s\",%s", c->id, c->id, rest);
+    int length = snprintf(answer, sizeof answer,
+                          "HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Type: application/json\r\n"
+                          "Docker-Experimental: false\r\nOstype: linux\r\nServer: Docker/20.10.24 (linux)\r\n"
+                          "Date: Sun, 22 Nov 2026 00:00:00 GMT\r\nContent-Length: %d\r\n\r\n%s", size, body);
+    return say(c, answer, (size_t)length);
+}
+
 static int begin_answer(struct conn *c) {
+    if (c->after == 'i') {
+        c->state = HEAD;
+        return inspection(c);
+    }
     if (c->after == 's') {
         c->state = HEAD;
         return say(c, small_answer, small_length);
@@ -143,6 +161,12 @@ static int take_head(struct conn *c) {
         c->blocks = (names ? strtoull(names + 6, NULL, 10) : 1) * (1048576 / CHUNK);
     } else if (strstr(c->in, "/attach?") || (strstr(c->in, "/exec/") && strstr(c->in, "/start "))) {
         c->after = 'x';
+    } else {
+        const char *id = strstr(c->in, "/containers/");
+        if (id && strspn(id + 12, "0123456789abcdef") == 64 && strncmp(id + 76, "/json ", 6) == 0) {
+            memcpy(c->id, id + 12, 64);
+            c->after = 'i';
+        }
     }
     *line_end = '\r';
     const char *length = header(c->in, end + 2, "content-length");
