@@ -27,6 +27,7 @@ from defender.audit import notes
 from defender.audit.commands import Close, Command, Pressure, Retry
 from defender.audit.disk import DiskThread
 from defender.audit.identities import Identities
+from defender.audit.mishaps import ClockWatch, Losses, Outage
 from defender.audit.recovery import Finding
 from defender.audit.spool import FULL, Spool, State
 from defender.audit.store import Answer, Done, Looked, Opening, Store, There, Trouble
@@ -48,8 +49,6 @@ PATIENCE: Final = 5.0
 MOST: Final = 100
 #: Seconds between two looks at what earlier runs left.
 PAUSE: Final = 0.05
-#: Seconds by which the wall clock may run apart from the monotonic one between two commits.
-CLOCK_STEP: Final = 300.0
 
 _STALLED: Final = "the audit disk does not answer"
 _STOPPED: Final = "the defender is stopping"
@@ -91,7 +90,7 @@ class Journal:
         monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.directory = Path(directory)
-        self.written = self.durable = self.failed = self.dropped = 0
+        self.written = self.durable = self.failed = 0
         self.reduced = self.repaired = self.rotated = 0
         self.problem = ""
         self._agent = agent
@@ -120,15 +119,18 @@ class Journal:
         self._watch: IDelayedCall | None = None
         self._busy = 0.0  # since when the disk has a command, 0 if it has none
         self._stalled = False
-        self._lost = 0
-        self._lost_since = 0
-        self._lost_because = ""
-        self._offset = wall() - monotonic()
-        self._troubled = -1  # since when there is a problem, -1 if there is none
+        self._losses = Losses()
+        self._clocks = ClockWatch(wall(), monotonic())
+        self._outage = Outage()
         self._stopping: Deferred[None] | None = None
         self._closing = False
 
     # -- life
+
+    @property
+    def dropped(self) -> int:
+        """How many events are lost."""
+        return self._losses.total
 
     def start(self) -> None:
         """Open the spool; `problem` and the log say if that does not work, and it is tried again."""
@@ -210,7 +212,7 @@ class Journal:
         if self._waiting and self._waiting[-1] is waiter:
             if len(self._payloads) == waiter[0]:  # it found no room
                 self._waiting.pop()
-                self._reactor.callLater(0, self._tell, [told], self._lost_because)
+                self._reactor.callLater(0, self._tell, [told], self._losses.because)
             elif self._spool.state is State.READY:
                 self._flush()
         return identity
@@ -248,11 +250,7 @@ class Journal:
         self._lose(1, reason)
 
     def _lose(self, count: int, reason: str) -> None:
-        self.dropped += count
-        if not self._lost:
-            self._lost_since = self._monotonic()
-        self._lost += count
-        self._lost_because = reason
+        self._losses.add(count, reason, self._monotonic())
 
     # -- committing
 
@@ -278,15 +276,12 @@ class Journal:
 
     def _flush(self) -> None:
         self._overdue = False
-        self._check_clock()
+        self._tell_of(self._clocks.look(self._wall(), self._monotonic()))
         if self._spool.state is not State.READY:
             return
         payloads = self._payloads
         if self._gap_is_due():
-            seconds = (self._monotonic() - self._lost_since) / 1e9
-            gap = notes.gap(self._lost, 0, seconds, self._lost_because)
-            payloads.append(self._assemble(*pack_body(gap)))
-            self._lost = 0
+            payloads.append(self._assemble(*pack_body(self._losses.gap(self._monotonic()))))
         if not payloads:
             return
         if self._size > self._largest:
@@ -312,7 +307,7 @@ class Journal:
         """Whether losses are told now: not one by one while a full spool goes on refusing."""
         pressure = self._spool.pressure
         refusing = pressure is Pressure.RESERVED and self._stopping is None
-        return bool(self._lost) and not refusing and pressure is not Pressure.FULL
+        return bool(self._losses.untold) and not refusing and pressure is not Pressure.FULL
 
     def _reduce(self, payload: bytes) -> bytes:
         self.reduced += 1
@@ -415,11 +410,7 @@ class Journal:
         self._find(opening.findings)
         last = micros_of(opening.last) if opening.last else 0
         self._identities.rise_above(last)
-        behind = last / 1e6 - self._wall() / 1e9
-        if behind > CLOCK_STEP:
-            self._note(
-                notes.note("audit_clock", f"the clock is {behind:.0f} s before the last event", ok=False)
-            )
+        self._tell_of(self._clocks.behind(last, self._wall()))
 
     def _failed(self, trouble: Trouble, before: str) -> None:
         problem = self._spool.problem
@@ -438,17 +429,10 @@ class Journal:
 
     def _mark_trouble(self, before: str) -> None:
         """Tell, when nothing is wrong any more, what was, and for how long."""
-        if self.problem and self._troubled < 0:
-            self._troubled = self._monotonic()
-        elif before and not self.problem:
-            seconds = (self._monotonic() - self._troubled) / 1e9
-            self._troubled = -1
+        over = self._outage.follow(self.problem, before, self._monotonic())
+        if over is not None:
             self._log.info("audit: {directory} is written again", directory=self.directory)
-            self._note(
-                notes.note(
-                    "audit_failed", f"nothing could be written for {seconds:.1f} s: {before}", ok=False
-                )
-            )
+            self._note(over)
 
     def _refuse_all(self, reason: str) -> None:
         told = self._flying + [each for _, each in self._waiting]
@@ -462,6 +446,12 @@ class Journal:
                 told(reason)
             except Exception:  # noqa: BLE001  the others still have to be told
                 self._log.failure("audit: telling of a commit failed")
+
+    def _tell_of(self, event: Event | None) -> None:
+        """A warning in the log as well as in the spool."""
+        if event is not None:
+            self._log.warn("audit: {detail}", detail=event["result"]["detail"])  # type: ignore[index]
+            self._note(event)
 
     def _note(self, event: Event) -> None:
         if self._stopping is None:
@@ -483,14 +473,6 @@ class Journal:
             self._limit = self._batch
         else:
             self._limit = MAX_WAITING_BYTES
-
-    def _check_clock(self) -> None:
-        offset = self._wall() - self._monotonic()
-        step = (offset - self._offset) / 1e9
-        self._offset = offset
-        if abs(step) > CLOCK_STEP:
-            self._log.warn("audit: the clock was set by {step} s", step=round(step))
-            self._note(notes.note("audit_clock", f"the clock was set by {step:+.0f} s", ok=False))
 
     # -- waits that end
 
@@ -521,7 +503,7 @@ class Journal:
                 directory=self.directory,
                 problem=self._spool.problem or _STALLED,
             )
-        self.dropped += lost
+        self._lose(lost, _STOPPED)
         self._payloads.clear()
         self._finish()
 

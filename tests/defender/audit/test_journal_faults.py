@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from defender.audit.journal import (
-    CLOCK_STEP,
     MAX_WAITING,
     MAX_WAITING_BYTES,
     Journal,
 )
+from defender.audit.mishaps import CLOCK_STEP
 from defender.contract.audit import SYSTEM, control_event, identity_event
 from tests.defender.audit.disks import SEGMENT, JournalCase, packed
 from tests.spool import findings
