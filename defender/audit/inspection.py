@@ -17,8 +17,8 @@ from defender.contract.spool_order import Epoch, Segment
 from defender.contract.spool_reading import Finding as Found
 from defender.contract.spool_reading import Item, Trouble, Walk
 
-#: Bytes of a slice: a few milliseconds of work.
-SLICE: Final = 256 * 1024
+#: Bytes of a slice: about a millisecond of work, in which the reactor has to wait for the interpreter.
+SLICE: Final = 128 * 1024
 
 _OWN: Final = b"audit_"
 _ALTERED: Final = frozenset({Trouble.CHAIN, Trouble.CONFLICT})
