@@ -374,6 +374,8 @@ class Journal:
         if self._stopping is not None and spool.state is State.WAITING:
             self._give_up()
             return
+        if self.problem:
+            self._refuse_all(self.problem)
         self._mark_trouble(before)
         self._set_limit()
         for removed in spool.removed:
@@ -424,8 +426,6 @@ class Journal:
                 self._note(notes.note("audit_failed", trouble.reason, target=trouble.poisoned, ok=False))
         elif problem and problem != before:
             self._log.error("audit: {directory}: {reason}", directory=self.directory, reason=problem)
-        if problem:
-            self._refuse_all(problem)
 
     def _mark_trouble(self, before: str) -> None:
         """Tell, when nothing is wrong any more, what was, and for how long."""

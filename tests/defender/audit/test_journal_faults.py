@@ -207,6 +207,23 @@ class Filling(JournalCase):
         self.assertEqual(gaps[1]["dropped"], self.events()[0]["seq"] - 1)
         self.assertIn("was taken away", gaps[1]["reason"])
 
+    def test_a_spool_that_is_full_and_fails_at_once(self) -> None:
+        journal = self.journal(refuse=True, segments=4)
+        while journal.status()["segments"] != 4:
+            self.durable(journal, 1, "x" * 1000)
+            self.disk.work()
+        self.told.clear()
+        self.durable(journal, 2)
+        self.disk.trouble = "Input/output error"
+        self.disk.work()
+        # There is no room for another segment to write it to.
+        self.assertEqual(self.told, [(2, "the audit spool is full (audit.max_bytes)")])
+        self.disk.trouble = ""
+        min(self.directory.glob("*.seg")).unlink()
+        self.later(2)
+        self.later()
+        self.assertEqual((journal.problem, self.numbers()[-1]), ("", 2))
+
     def test_a_spool_that_becomes_full_within_a_batch(self) -> None:
         journal = self.journal(refuse=True, segments=4)
         while journal.status()["durable_seq"] != 200:
