@@ -16,7 +16,6 @@ RST                       ``connection_lost``, unclean
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from collections import deque
@@ -375,8 +374,10 @@ class TLSStream(SocketStream):
     def _end_sent(self) -> None:
         if (self._closing or self._input_over) and not self._fin_sent:
             self._fin_sent = True
-            with contextlib.suppress(OSError):  # the peer may be gone
+            try:
                 self._socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # the peer is gone
         super()._end_sent()
 
     def _output_failed(self, error: Exception) -> None:
