@@ -84,7 +84,13 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """See that the directory is still ours, and say what is in it."""
+    """See that the directory is still ours, and say what is in it.
+
+    A segment that is not written again gives back its room, as far as it begins behind `poisoned`: its name
+    and the offset up to which it is known to be on disk.
+    """
+
+    poisoned: tuple[str, int] = ("", 0)
 
 
 @dataclass(frozen=True, slots=True)

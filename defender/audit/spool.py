@@ -13,7 +13,8 @@ Invariants:
 * A segment whose write or sync failed is never written again: the kernel forgets what it could not write,
   and says that all is well the next time. What it held and the disk may not have goes to a new segment,
   which begins with the first record that was not known to be on disk. A segment without any such record is
-  replaced by the new one, which has its name.
+  replaced by the new one, which has its name; others give back the room that they do not need, so that a
+  disk that fails again and again does not fill the spool with empty segments and push out what is old.
 * Nothing but `max_bytes` ever makes an old segment go, and only if `refuse` is not set. A disk that is full
   because of others is a failure, not a reason to forget.
 * A number is never given twice within an epoch, and none is left out: what is dropped before `add` has none,
@@ -123,6 +124,7 @@ class Spool:
         self._predecessor = (0, 0, NO_CHAIN)
         self._prepare_at = 0.0
         self._batches: list[_Batch] = []
+        self._parts: tuple[Part, ...] = ()
         self._leaving: list[tuple[SegmentFile, Removed]] = []
         self._attempt = 0
         self._opened = False
@@ -186,8 +188,7 @@ class Spool:
         self._press(full=taken < len(payloads))
         commands: list[Command] = []
         if parts:
-            self.state = State.COMMITTING
-            commands.append(Commit(tuple(parts), tuple(remove)))
+            commands += self._commit(parts, remove)
         if self.pressure is Pressure.FULL and not was_full:
             commands.append(Retry(LONGEST_RETRY))
         return taken, commands
@@ -217,7 +218,8 @@ class Spool:
         if committing and self._attempt == 1:
             # Another file may well work, and those who wait are spared the refusal.
             self.state = State.SURVEYING
-            return [Survey()]
+            part = self._parts[done]
+            return [Survey() if part.fresh else Survey((part.name, part.offset))]
         self.problem = reason
         self.state = State.WAITING
         return [Retry(min(FIRST_RETRY * 2 ** min(max(0, self._attempt - 2), 10), LONGEST_RETRY))]
@@ -245,8 +247,7 @@ class Spool:
             if full and not self._begin(parts, remove, batch.first_seq, batch.chain, micros):
                 return self.failed(FULL)
             self._put(parts, batch.data)
-        self.state = State.COMMITTING
-        return [Commit(tuple(parts), tuple(remove))]
+        return self._commit(parts, remove)
 
     def retry(self) -> list[Command]:
         """The delay of a `Retry` is over."""
@@ -289,6 +290,11 @@ class Spool:
         return []
 
     # -- places
+
+    def _commit(self, parts: list[Part], remove: list[str]) -> list[Command]:
+        self._parts = tuple(parts)
+        self.state = State.COMMITTING
+        return [Commit(self._parts, tuple(remove))]
 
     def _fitting(self, payloads: Sequence[bytes], start: int) -> int:
         """How many of the payloads from `start` on the segment takes."""

@@ -48,6 +48,7 @@ from defender.contract.spool import (
 
 _NEW: Final = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK: Final = 1024 * 1024
+_PAGE: Final = 4096
 #: Bytes of zeros that are written behind the records, so that the next ones find blocks that are in use.
 ZEROS_AHEAD: Final = 128 * 1024
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -145,7 +146,7 @@ class Store:
                     self._remove(command.remove)
                     self._allocate()
                 case Survey():
-                    return self._survey()
+                    return self._survey(*command.poisoned)
                 case Inspect():
                     return self._inspect()
                 case Close():
@@ -288,9 +289,11 @@ class Store:
             findings.append(finding)
         return Looked(False, tuple(findings), renamed)
 
-    def _survey(self) -> There:
+    def _survey(self, poisoned: str, end: int) -> There:
         if not self._folder.is_ours():
             self._folder.own()
+        elif poisoned:
+            self._give_back(poisoned, end)
         files = []
         for name in os.listdir(self._folder.fd):
             named = parse_segment_name(name)
@@ -302,6 +305,15 @@ class Store:
                     files.append(SegmentFile(name, *named, status.st_size))
         files.sort(key=lambda file: (self._ranks.get(file.epoch, -1), file.first_seq, file.name))
         return There(tuple(files), self._spare_is_there())
+
+    def _give_back(self, poisoned: str, end: int) -> None:
+        """Cut a segment behind the page that it ends in: nothing of it is written for that."""
+        with contextlib.suppress(OSError, FolderError):
+            fd = self._folder.open(poisoned, os.O_RDWR)
+            try:
+                os.ftruncate(fd, min(os.fstat(fd).st_size, -(-end // _PAGE) * _PAGE))
+            finally:
+                os.close(fd)
 
     def _spare_is_there(self) -> bool:
         """Whether the next segment's room is there, clean; what a crash left in it goes."""

@@ -198,6 +198,20 @@ class BrokenDiskTests(WritingCase):
         self.assertIn("Input/output error", self.notes("audit_failed")[0])
         self.assert_whole()
 
+    def test_a_sync_that_fails_again_and_again_pushes_nothing_out(self) -> None:
+        """Each failure begins a segment, and none of them takes the room of a whole one for good."""
+        strace = Strace(self.directory.parent, "fdatasync", "error=EIO:when=2+2")
+        writing = self.start(f"segment={SEGMENT}", f"max={4 * SEGMENT}", wrapper=strace.wrapper)
+        for number in range(1, 31):
+            writing.tell(f"durable {number}")
+            self.assertEqual(writing.line(), f"ack {number}")
+        status = writing.status()
+        self.assertGreater(status["failed"], 9)
+        self.assertEqual((status["rotated"], status["first_seq"]), (0, 1))
+        writing.stop()
+        self.assertEqual(self.numbers(), list(range(1, 31)))
+        self.assert_whole()
+
     def test_a_sync_that_fails_for_a_while(self) -> None:
         strace = Strace(self.directory.parent, "fdatasync", "error=EIO:when=2..4")
         writing = self.start(f"segment={SEGMENT}", wrapper=strace.wrapper)
