@@ -81,6 +81,7 @@ class Forwarding:
         "_holding",
         "_passage",
         "_proxy",
+        "_recording",
         "_refusal",
         "_repeated",
         "_sent",
@@ -118,6 +119,7 @@ class Forwarding:
         self._gathering = False
         self._half_closed = False
         self._holding = False  # one of the subject's calls with the Engine
+        self._recording = False  # its attempt is on the way to the disk
         self._repeated = False
         self._sent = 0
         self._status = 0
@@ -314,6 +316,7 @@ class Forwarding:
             return
         self._holding = True
         if self.inquiry.operation.record_first:
+            self._recording = True
             self._client.wait(Waiting.RECORD, _RECORD_TIMEOUT)
             self.corr = self._proxy.trail.attempted(self._client, self, self._recorded)
         else:
@@ -321,8 +324,10 @@ class Forwarding:
 
     def _recorded(self, problem: str) -> None:
         """The attempt is on disk, or cannot be brought there."""
-        if self._ended:
+        if self._ended or not self._recording:
+            # The recorder may still answer when the deadline has: forwarded twice is run twice.
             return
+        self._recording = False
         if problem:
             if self._proxy.is_strict(self.noted):
                 self.refuse(503, f"The command cannot be recorded, so it was not run: {problem}")

@@ -125,6 +125,17 @@ class DurabilityTests(HouseCase):
         self.assertEqual(self.house.proxy.trail.counters.unrecorded, 1)
         self.assertEqual(self.status("other"), 503)
 
+    def test_recorder_that_answers_after_the_deadline_is_not_listened_to(self) -> None:
+        from defender.contract.facts import Subject
+
+        waiting = self.house.events.told = []
+        client = self.house.client(Subject(user="bruce", groups=("lenient",)))
+        client.deliver(EXEC)
+        self.house.advance(31)
+        self.assertEqual([engine.take().count(b"POST") for engine in self.house.engines], [1])
+        waiting.pop()("")
+        self.assertEqual([engine.take() for engine in self.house.engines], [b""])
+
     def test_strict_of_a_rule_is_above_a_lenient_defender(self) -> None:
         self.house.proxy.strict = False
         self.assertEqual(self.status("other"), 201)
