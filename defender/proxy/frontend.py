@@ -261,6 +261,8 @@ class Frontend:
         """Answer that the subject asks for more than its share."""
         share, proxy = self.share, self._proxy
         refusal = share.too_crowded() if self._crowded else share.too_fast(now)
+        # Left open, it would take one of all users' connections for as long as it asks now and then.
+        self._last_exchange |= self._crowded
         message = f"{proxy.prefix} {refusal.reason}" if proxy.prefix else refusal.reason
         sent, close = self._answer(inquiry, refusal.status, message, refusal.retry_after)
         proxy.trail.turned_down(self, inquiry, refusal, sent, now)
