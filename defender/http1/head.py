@@ -325,12 +325,26 @@ def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
     return name.lower(), value.strip(b" \t")
 
 
-_FIELDS: Memo[bytes, tuple[bytes, bytes] | None] = Memo(_read_field, 1024)
-"""Header lines and what they say. A client's lines hardly change from one request to the next, and the
-Engine's change with the second; so most are read once."""
+class _Fields(Memo[bytes, "tuple[bytes, bytes] | None"]):
+    """Header lines and what they say, but for lines that hold a credential, or cannot be read and might."""
+
+    __slots__ = ()
+
+    def __missing__(self, line: bytes) -> tuple[bytes, bytes] | None:
+        field = _read_field(line)
+        if field is None or field[0].startswith(_SECRET_FIELDS):
+            return field
+        return super().__missing__(line)
+
+
+_SECRET_FIELDS = (b"x-registry-", b"authorization", b"proxy-authorization")
+
+_FIELDS = _Fields(_read_field, 1024)
+"""A client's lines hardly change from one request to the next, and the Engine's change with the second; so
+most are read once."""
 
 _LONG_LINE = 128
-"""Bytes of a header line from which on it is not kept: credentials are long, and memory is bounded."""
+"""Bytes of a header line from which on it is not kept, so that memory is bounded."""
 
 
 def _read_fields(lines: list[bytes], start: int) -> Headers | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from defender.http1.errors import HTTPError
 from defender.http1.head import (
+    _FIELDS,
     MAX_HEAD,
     MAX_HEADERS,
     Framing,
@@ -325,3 +326,15 @@ class OptionTests(Refusals):
         for expected, version, options in cases:
             data = request(*[f"Connection: {option}" for option in options], line=f"GET / HTTP/{version}")
             self.assertIs(parse_request_head(data).keep_alive, expected, (version, options))
+
+
+class KeptLineTests(Refusals):
+    def test_lines_with_credentials_are_not_kept(self) -> None:
+        secret = b"c2VjcmV0LXRoYXQtaXMtc2hvcnQ="
+        names = (b"X-Registry-Auth", b"x-registry-config", b"Authorization", b"Proxy-Authorization")
+        for name in names:
+            parse_request_head(b"GET / HTTP/1.1\r\nHost: x\r\n" + name + b": " + secret + b"\r\n\r\n")
+        for line in (b"X-Registry-Auth : " + secret, secret):
+            self.refuse(b"GET / HTTP/1.1\r\nHost: x\r\n" + line + b"\r\n\r\n")
+        self.assertEqual([line for line in _FIELDS if secret in line], [])
+        self.assertIn(b"Host: x", _FIELDS)
