@@ -18,6 +18,8 @@ from typing import Final
 
 #: Most times that one name may be repeated in an object: merging is paid for each time.
 MAX_REPEATS: Final = 16
+#: Most repeated names of a body that are listed: each new one is compared with those before it.
+MAX_NAMED: Final = 64
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _SPACE: Final = " \t\r\n"
@@ -29,8 +31,8 @@ class UnreadableError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A body: its first value, whether anything follows it, and the names that it repeats (a growing list:
-    names are looked at as they are asked for).
+    """A body: its first value, whether anything follows it, and the first `MAX_NAMED` names that it repeats
+    (a growing list: names are looked at as they are asked for).
     """
 
     value: object
@@ -73,7 +75,7 @@ class Object:
             times[name] = times.get(name, 1) + 1
             if times[name] > MAX_REPEATS:
                 raise UnreadableError(f"{key!r} is repeated too often")
-            if name not in self._repeated:
+            if len(self._repeated) < MAX_NAMED and name not in self._repeated:
                 self._repeated.append(name)
             fields[name] = self._merge(fields[name], value)
         return fields

@@ -7,7 +7,7 @@ import json
 from hypothesis import given, strategies
 from twisted.trial.unittest import SynchronousTestCase
 
-from defender.contract.go_json import MAX_REPEATS, Object, UnreadableError, fold, read_json
+from defender.contract.go_json import MAX_NAMED, MAX_REPEATS, Object, UnreadableError, fold, read_json
 
 
 def top(text: str) -> Object:
@@ -57,6 +57,14 @@ class Repeats(SynchronousTestCase):
         body = "{" + ",".join(['"a": {"b": 1}'] * (MAX_REPEATS + 1)) + "}"
         with self.assertRaises(UnreadableError):
             top(body).get("a")
+
+    def test_many_repeated_names_are_not_compared_with_each_other(self) -> None:
+        read = read_json(
+            ("{" + ",".join(f'"n{i}": 1, "n{i}": 2' for i in range(2 * MAX_NAMED)) + "}").encode()
+        )
+        assert isinstance(read.value, Object)
+        self.assertEqual(read.value.get(f"n{MAX_NAMED + 1}"), 2)
+        self.assertEqual(read.repeated, [f"n{i}" for i in range(MAX_NAMED)])
 
 
 class Bodies(SynchronousTestCase):
