@@ -65,7 +65,7 @@ class Disk(Protocol):
 
 
 class Journal:
-    """A recorder (`defender.contract.audit.Recorder`) on a spool of its own.
+    """A recorder (`defender.contract.audit.CallRecorder`) on a spool of its own.
 
     `written` counts the events on disk, `durable` those of them that somebody waited for, `failed` the
     commits that did not work, `dropped` the events that are lost, `reduced` those that were too large,
@@ -187,7 +187,7 @@ class Journal:
         self.append(pairs, body, corr, reserved=reserved)
 
     def append(self, pairs: int, body: bytes, corr: bytes = b"", *, reserved: bool = False) -> bytes:
-        """Take one packed event; see `Recorder`. Hot: a few microseconds."""
+        """Take one packed event; see `CallRecorder`. Hot: a few microseconds."""
         nanos = self._wall()
         identity = self._new_id(nanos)
         payload = assemble(pairs, body, identity, nanos // 1000, self._monotonic() // 1000, corr)
@@ -200,7 +200,7 @@ class Journal:
         return identity
 
     def append_durable(self, pairs: int, body: bytes, corr: bytes, told: Told) -> bytes:
-        """Take one packed event whose writer waits for the disk; see `Recorder`."""
+        """Take one packed event whose writer waits for the disk; see `CallRecorder`."""
         reason = self._refusal()
         if reason:
             identity = self.append(pairs, body, corr)

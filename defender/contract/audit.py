@@ -51,15 +51,18 @@ PHASES: Final[Mapping[str, str]] = {
 
 
 class Recorder(Protocol):
-    """Takes events; the one thing that a feature knows of the audit trail.
-
-    No method blocks or raises. The packed ones take what `packing.pack_body` or `fragments.result_body` made:
-    the number of key-value pairs and their bytes; they return the event's id, which `corr` of the events that
-    belong to it repeats. An empty `corr` joins an event to itself.
-    """
+    """Takes events; the one thing that a feature knows of the audit trail."""
 
     def record(self, event: Event) -> None:
-        """Take an event over; the caller does not touch it again."""
+        """Take an event over; the caller does not touch it again. Never blocks and never raises."""
+
+
+class CallRecorder(Recorder, Protocol):
+    """Takes the events of calls, packed: what `packing.pack_body` or `fragments.result_body` made.
+
+    No method blocks or raises. Each returns the event's id, which `corr` of the events that belong to it
+    repeats. An empty `corr` joins an event to itself.
+    """
 
     def append(self, pairs: int, body: bytes, corr: bytes = b"", *, reserved: bool = False) -> bytes:
         """Take a packed event. What is `reserved` finds room even when ordinary events have filled theirs."""
@@ -468,6 +471,7 @@ __all__ = [
     "REQUIRED",
     "SCHEMA_VERSION",
     "SYSTEM",
+    "CallRecorder",
     "Description",
     "Event",
     "Recorder",

@@ -45,7 +45,7 @@ def result_body(
     ms: float,
     error: str = "",
 ) -> tuple[int, bytes]:
-    """The pairs and the body of a `request_event` that is a result, as `Recorder.append` takes them.
+    """The pairs and the body of a `request_event` that is a result, as `CallRecorder.append` takes them.
 
     `request` comes from `request_fragment`, the others are `packed`; `ms` as in `request_event`. The `error`
     was shortened already.

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 
 from defender.bundles.activation import PolicyActivation
 from defender.contract.actions import Operation
-from defender.contract.audit import Recorder
+from defender.contract.audit import CallRecorder
 from defender.contract.facts import Subject
 from defender.contract.locks import LockSet
 from defender.contract.policy import Decision
@@ -48,7 +48,7 @@ class Proxy(Service):
         *,
         pool: BackendPool,
         activation: PolicyActivation,
-        recorder: Recorder,
+        recorder: CallRecorder,
         engine: EngineSettings,
         limits: LimitSettings,
         prefix: str,

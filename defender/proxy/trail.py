@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from defender.contract.audit import (
+    CallRecorder,
     Description,
     Event,
-    Recorder,
     actor_of,
     aggregate_event,
     decision_of,
@@ -74,7 +74,7 @@ class Noted:
 class Trail:
     """Makes events and hands them to the recorder. `seconds` is the proxy's monotonic clock."""
 
-    def __init__(self, recorder: Recorder, seconds: Callable[[], float]) -> None:
+    def __init__(self, recorder: CallRecorder, seconds: Callable[[], float]) -> None:
         self.counters = Counters()
         self.objects = Objects()
         self._recorder = recorder
@@ -102,7 +102,7 @@ class Trail:
     # -- calls
 
     def attempted(self, frontend: Frontend, call: Forwarding, told: Callable[[str], None]) -> bytes:
-        """Have the attempt of an allowed call on disk before it is forwarded; see `Recorder.append_durable`.
+        """Have the attempt of an allowed call on disk before it is forwarded; see `CallRecorder.append_durable`.
 
         Returns the id that joins the events of the call.
         """
@@ -329,7 +329,7 @@ def _text(fields: Mapping[str, object], key: str) -> str:
 
 
 def _packed(event: Event, said: Particulars | None = None) -> tuple[int, bytes]:
-    """An event for `Recorder.append`; `said` gives the names of what is hidden in its answer."""
+    """An event for `CallRecorder.append`; `said` gives the names of what is hidden in its answer."""
     if said is not None and said.redacted:
         hidden = event.get("redacted", ())
         assert isinstance(hidden, tuple)

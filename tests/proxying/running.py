@@ -69,8 +69,8 @@ def _free_port() -> int:
 class RunningDefender:
     """``twistd defender`` in front of the Engine at `engine`, on TLS and on a unix socket.
 
-    `settings` maps tables to their lines, such as ``{"limits": "idle_timeout = 1"}``; `files` is the most open
-    files that the process may have.
+    `settings` maps tables to their lines, such as ``{"limits": "idle_timeout = 1"}``; `files` is the most
+    open files that the process may have.
     """
 
     def __init__(
