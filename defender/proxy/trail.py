@@ -102,7 +102,7 @@ class Trail:
     # -- calls
 
     def attempted(self, frontend: Frontend, call: Forwarding, told: Callable[[str], None]) -> bytes:
-        """Have the attempt of an allowed call on disk before it is forwarded; see `CallRecorder.append_durable`.
+        """Have the attempt of an allowed call on disk before it is forwarded: `CallRecorder.append_durable`.
 
         Returns the id that joins the events of the call.
         """
