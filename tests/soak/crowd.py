@@ -31,6 +31,8 @@ def connect_unix(path: Path | str) -> socket.socket:
 def connect_tls(port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
     """Connect to a port of the loopback and shake hands."""
     sock = socket.create_connection(("127.0.0.1", port), PATIENCE)
+    # Its first request would wait for the acknowledgment of the handshake's end.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         return context.wrap_socket(sock, server_hostname="localhost")
     except BaseException:
