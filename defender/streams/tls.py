@@ -226,10 +226,11 @@ class TLSStream(SocketStream):
         if result == 1:
             self._shaken()
             return
+        if lib.SSL_get_error(self._ssl, result) == lib.SSL_ERROR_WANT_READ:
+            self._stop_writing()
+            return
         try:
             self._connection._raise_ssl_error(self._ssl, result)
-        except SSL.WantReadError:
-            self._stop_writing()
         except SSL.WantWriteError:
             self._start_writing()
         except SSL.SysCallError as error:
@@ -378,6 +379,16 @@ class TLSStream(SocketStream):
                 self._socket.shutdown(socket.SHUT_WR)
             except OSError:
                 pass  # the peer is gone
+            if self._input_over and not self._raw_over:
+                # Most clients have closed by now: this look spares a timer and a turn of the reactor.
+                data, end = super()._pull()
+                if data:
+                    self._discard(data)
+                elif end is not None and end.clean:
+                    self._raw_over = True
+                elif end is not None:
+                    self._drop(end)
+                    return
         super()._end_sent()
 
     def _output_failed(self, error: Exception) -> None:
