@@ -6,7 +6,6 @@ and a recorder, the listeners get the proxy's `accept`, the control socket gets 
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import signal
@@ -211,7 +210,6 @@ class Defender(MultiService):
     # -- service
 
     def startService(self) -> None:
-        _calm_collector()
         self.journal.start()
         self.journal.record(defender_event("defender_start", version=__version__))
         self._names.start()
@@ -495,17 +493,6 @@ class Defender(MultiService):
             if self._locks() != after:
                 raise ContractError(f"{file} was written and is not in force: {self._locks_problem}")
         return Answer(True, {"changed": after != before})
-
-
-def _calm_collector() -> None:
-    """Have the garbage collector pass over what stays, and look less often.
-
-    Hardly anything here is garbage in a cycle: requests and connections free themselves when they end. By
-    default every 700 new objects cost a look, and every 70,000 one at everything there is.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
 
 
 class _EngineWatch(Service):
