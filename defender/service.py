@@ -366,6 +366,7 @@ class Defender(MultiService):
         self.proxy.engine = keep.engine
         self.proxy.limits = keep.limits
         self.proxy.prefix = keep.policy.prefix
+        self.proxy.strict = keep.audit.durability == "strict"
         self.listener.reception.terms = self._terms(keep)
         self._policy_watch.read_now()
         self._locks_watch.read_now()

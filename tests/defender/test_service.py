@@ -138,6 +138,14 @@ class DefenderTests(TestCase):
         self.assertEqual(self.defender.proxy.limits.idle_timeout, 7)
 
     @inlineCallbacks
+    def test_reload_takes_over_whether_calls_wait_for_their_record(self) -> Any:
+        for durability, strict in (("best_effort", False), ("strict", True)):
+            self.write_settings(f'[audit]\ndurability = "{durability}"\n')
+            told = yield self.defender.reload()
+            self.assertEqual(told.said, ["audit.durability has changed"])
+            self.assertIs(self.defender.proxy.strict, strict)
+
+    @inlineCallbacks
     def test_reload_says_what_needs_a_restart(self) -> Any:
         self.write_settings('[audit]\ndirectory = "elsewhere"\n')
         told = yield self.defender.reload()
