@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -24,6 +25,8 @@ from defender.audit.store import Answer, Store
 @implementer(IReadDescriptor)
 class DiskThread:
     """The thread that a `Store` lives in. `reactor` needs ``addReader`` and ``removeReader``."""
+
+    _log = Logger()
 
     def __init__(self, store: Store, reactor: Any) -> None:
         self._store = store
@@ -84,7 +87,10 @@ class DiskThread:
         with contextlib.suppress(Empty):
             while True:
                 answer, value = self._answers.get_nowait()
-                answer(value)
+                try:
+                    answer(value)
+                except Exception:  # noqa: BLE001 - the reactor would never listen to the bell again
+                    self._log.failure("audit: an answer of the disk could not be used")
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor is ending."""
