@@ -146,14 +146,15 @@ class IdleTests(ManyCase):
             self.fill(self.unix, UNIX, UNIX_BYTES)
 
     def test_default_settings_bound_one_user_and_not_the_next(self) -> None:
-        """Connections of a user beyond its own limit are let in and answered with 429."""
+        """A connection of a user beyond its own limit is answered with 429 and ended."""
         self.start(connections=300, connections_per_user=100)
         crowd = self.crowd()
         crowd.open(self.unix, 100)
         late = self.unix()
         self.addCleanup(late.close)
         self.assertEqual(use(late), 429)
-        self.assertEqual(use(late), 429)
+        with self.assertRaises(RefusedError):
+            use(late)
         admin = self.tls()
         self.addCleanup(admin.close)
         self.assertEqual(use(admin), 200)
