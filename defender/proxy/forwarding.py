@@ -299,7 +299,9 @@ class Forwarding:
             self._body = None
             self._client.hold(surplus)
         elif len(gathered) <= MAX_REQUEST_BODY:
-            self._client.wait(Waiting.BODY, self._proxy.limits.body_timeout)
+            # What is held for a slow client is bounded as its calls are: it counts as one already.
+            if self._enter():
+                self._client.wait(Waiting.BODY, self._proxy.limits.body_timeout)
             return
         self._gathering = False
         self.said = request_particulars(self.inquiry.operation.action, bytes(gathered))
@@ -307,14 +309,21 @@ class Forwarding:
 
     # -- the record that comes first
 
+    def _enter(self) -> bool:
+        """Count as one of the subject's calls with the Engine; False, with an answer, if it may not."""
+        if not self._holding:
+            share = self._client.share
+            if not share.take_engine():
+                refusal = self._refusal = share.too_busy()
+                self.refuse(refusal.status, refusal.reason, retry_after=refusal.retry_after)
+                return False
+            self._holding = True
+        return True
+
     def _proceed(self) -> None:
         """Forward the request, or have its attempt recorded before that."""
-        share = self._client.share
-        if not share.take_engine():
-            refusal = self._refusal = share.too_busy()
-            self.refuse(refusal.status, refusal.reason, retry_after=refusal.retry_after)
+        if not self._enter():
             return
-        self._holding = True
         if self.inquiry.operation.record_first:
             self._recording = True
             self._client.wait(Waiting.RECORD, _RECORD_TIMEOUT)

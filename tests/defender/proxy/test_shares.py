@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from defender.contract.facts import Subject
-from tests.defender.proxy.house import EMPTY, LIST, House, HouseCase, message_of, status_of
+from tests.defender.proxy.house import CREATE, EMPTY, LIST, House, HouseCase, message_of, status_of
 
 EVENTS = b"GET /v1.41/events HTTP/1.1\r\nHost: x\r\n\r\n"
 DENIED = b"DELETE /v1.41/containers/abc HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -57,6 +57,23 @@ class ShareTests(HouseCase):
         clients[0].lose()
         clients[2].deliver(EVENTS)
         self.assertEqual(clients[2].take(), b"")
+
+    def test_bodies_that_are_held_for_the_record(self) -> None:
+        house = self.house_with(engine_connections_per_user=1)
+        clients = [house.client() for _ in range(3)]
+        for client in clients:
+            client.deliver(CREATE + b"Content-Length: 100000\r\n\r\n{")
+        self.assertEqual([client.take()[9:12] for client in clients], [b"", b"429", b"429"])
+        clients[0].deliver(b" " * 99998 + b"}")
+        self.assertIn(b"/containers/create", house.engine.take())
+        house.engine.deliver(EMPTY)
+        self.assertEqual(status_of(clients[0].take()), 200)
+        again = house.client()
+        again.deliver(CREATE + b"Content-Length: 100000\r\n\r\n{")
+        again.lose()
+        last = house.client()
+        last.deliver(CREATE + b"Content-Length: 2\r\n\r\n{}")
+        self.assertIn(b"/containers/create", house.engine.take())
 
     def test_connections(self) -> None:
         house = self.house_with(connections_per_user=1)
