@@ -298,6 +298,7 @@ class Forwarding:
         if body.finished:
             self._body = None
             self._client.hold(surplus)
+            self._client.wait(Waiting.BODY, 0)
         elif len(gathered) <= MAX_REQUEST_BODY:
             # What is held for a slow client is bounded as its calls are: it counts as one already.
             if self._enter():

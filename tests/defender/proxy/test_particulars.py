@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
 from defender.contract.particulars import MAX_REQUEST_BODY
 from tests.defender.proxy.house import CREATE, LIST, SWITCH, House, HouseCase, status_of
 
@@ -46,6 +48,19 @@ class ParticularsTests(HouseCase):
             self.assertNotIn("hunter2", json.dumps(event))
             self.assertTrue(any(name.startswith("body.") for name in event["redacted"]))
         self.assertEqual(result["result"]["answer"]["id"], "ab" * 32)
+
+    def test_body_that_is_there_is_not_waited_for_while_the_engine_is(self) -> None:
+        self.house.pool.resize(limit=512, idle_limit=0)
+        opened: Deferred[Any] = Deferred()
+        self.house.pool._connect = lambda: opened
+        client = self.house.client()
+        head = b"POST /v1.41/auth HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        client.deliver(head + b"Content-Length: 2\r\n\r\n{")
+        client.deliver(b"}")
+        self.house.advance(self.house.proxy.limits.body_timeout + 2)
+        self.assertEqual(client.take(), b"")
+        opened.errback(TimeoutError())
+        self.assertEqual(status_of(client.take()), 504)
 
     def test_command_line_of_an_exec_in_chunks_that_drip(self) -> None:
         client = self.house.client()
