@@ -169,19 +169,19 @@ class Trail:
         if call.noted.decision.audit == "denied" and not tunnel.reason:
             return
         now = self._seconds()
-        frontend.share.spend(_DESCRIBED, now)
-        self._recorder.record(
-            stream_end_event(
-                actor_of(frontend.subject),
-                self._described(call) or call.inquiry.described,
-                call.noted.fields,
-                corr=call.corr,
-                received=tunnel.sent,
-                sent=tunnel.received,
-                ms=(now - began) * 1000.0,
-                error=tunnel.reason,
-            )
+        event = stream_end_event(
+            actor_of(frontend.subject),
+            self._described(call) or call.inquiry.described,
+            call.noted.fields,
+            corr=call.corr,
+            received=tunnel.sent,
+            sent=tunnel.received,
+            ms=(now - began) * 1000.0,
+            error=tunnel.reason,
         )
+        pairs, body = _packed(event)
+        frontend.share.spend(len(body) + _EVENT, now)
+        self._recorder.append(pairs, body, call.corr)
 
     # -- requests that are not forwarded
 

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 from defender.contract.facts import Subject
-from tests.defender.proxy.house import CREATE, EMPTY, LIST, House, HouseCase, message_of, status_of
+from defender.proxy.budget import Share
+from tests.defender.proxy.house import (
+    CREATE,
+    EMPTY,
+    EXEC,
+    LIST,
+    SWITCH,
+    House,
+    HouseCase,
+    message_of,
+    status_of,
+)
 
 EVENTS = b"GET /v1.41/events HTTP/1.1\r\nHost: x\r\n\r\n"
 DENIED = b"DELETE /v1.41/containers/abc HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -74,6 +87,23 @@ class ShareTests(HouseCase):
         last = house.client()
         last.deliver(CREATE + b"Content-Length: 2\r\n\r\n{}")
         self.assertIn(b"/containers/create", house.engine.take())
+
+    def test_all_events_of_a_stream_are_counted_as_large_as_they_are(self) -> None:
+        spent: list[float] = []
+        self.patch(Share, "spend", lambda share, size, now: spent.append(size))
+        client = self.house.client()
+        body = json.dumps({"Cmd": ["longword"] * 100}).encode()
+        head = b"POST /v1.41/containers/abc/exec HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        client.deliver(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        self.house.engine.deliver(b'HTTP/1.1 201 Created\r\nContent-Length: 12\r\n\r\n{"Id":"abc"}')
+        client.deliver(EXEC)
+        self.house.engine.deliver(SWITCH)
+        client.lose()
+        self.house.engine.lose()
+        self.assertEqual(len(spent), len(self.house.events.kept))
+        for size, event in zip(spent, self.house.events.kept, strict=True):
+            text = {key: event[key] for key in ("actor", "req", "decision")}
+            self.assertGreater(size, len(json.dumps(text, separators=(",", ":"))) * 0.8)
 
     def test_connections(self) -> None:
         house = self.house_with(connections_per_user=1)
