@@ -184,7 +184,7 @@ class Readings:
     """Heads and what they say, for the clients that ask the same again and again.
 
     The same bytes have the same meaning under the same limits, so a head is read once and then looked up.
-    Heads with credentials are not kept.
+    Heads with credentials are not kept, nor those whose target holds what events hide.
     """
 
     __slots__ = ("_discard_limit", "_kept", "_max_head", "_max_headers")
@@ -201,7 +201,11 @@ class Readings:
         if inquiry is None:
             head = parse_request_head(raw, max_headers=self._max_headers, max_head=self._max_head)
             inquiry = inspect(head, discard_limit=self._discard_limit)
-            if len(raw) < _KEPT_HEAD and not any(mark in raw.lower() for mark in CREDENTIALS):
+            if (
+                len(raw) < _KEPT_HEAD
+                and not any(mark in raw.lower() for mark in CREDENTIALS)
+                and not inquiry.described.redacted
+            ):
                 if len(self._kept) >= _KEPT_HEADS:
                     # Emptied rather than kept in order: whoever sends ever new heads costs others time only.
                     self._kept.clear()

@@ -12,6 +12,7 @@ from defender.http1.head import Framing, parse_request_head
 from defender.proxy.inspection import (
     BodyPlan,
     Inquiry,
+    Readings,
     forwarded_head,
     forwarded_version,
     inspect,
@@ -111,3 +112,16 @@ class ForwardingTests(SynchronousTestCase):
         self.assertTrue(
             head.endswith(b"Content-Type: application/x-tar\r\nTransfer-Encoding: chunked\r\n\r\n")
         )
+
+
+class ReadingsTests(SynchronousTestCase):
+    def test_heads_with_secrets_are_not_kept(self) -> None:
+        readings = Readings(max_headers=100, max_head=65536, discard_limit=65536)
+        for line, header, kept in (
+            ("GET /v1.41/containers/json?all=1", "User-Agent: x", True),
+            ("POST /v1.41/images/create?fromImage=x", "X-Registry-Auth: hunter2", False),
+            ("POST /v1.41/build?buildargs=%7B%22TOKEN%22%3A%22hunter2%22%7D", "User-Agent: x", False),
+            ("POST /v1.41/build?remote=https%3A%2F%2Fbruce%3Ahunter2%40h%2Fx", "User-Agent: x", False),
+        ):
+            raw = f"{line} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode()
+            self.assertIs(readings.read(raw) is readings.read(raw), kept, line)
