@@ -304,9 +304,18 @@ class Forwarding:
             if self._enter():
                 self._client.wait(Waiting.BODY, self._proxy.limits.body_timeout)
             return
+        elif self._must_be_read():
+            self.refuse(413, f"The body is longer than the {MAX_REQUEST_BODY} bytes that can be recorded")
+            return
         self._gathering = False
         self.said = request_particulars(self.inquiry.operation.action, bytes(gathered))
         self._proceed()
+
+    def _must_be_read(self) -> bool:
+        """Nobody may hide a command behind padding. Secrets and configs are large and not recorded anyway."""
+        operation = self.inquiry.operation
+        data = operation.action.startswith(("secret_", "config_"))
+        return operation.record_first and not data and self._proxy.is_strict(self.noted)
 
     # -- the record that comes first
 

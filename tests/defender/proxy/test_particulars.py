@@ -83,10 +83,29 @@ class ParticularsTests(HouseCase):
         self.house.engine.deliver(answer(b"201 Created", b'{"Id":"1"}'))
         self.assertIn(b"GET /v1.41/containers/json", self.house.engine.take())
 
-    def test_body_longer_than_is_read_streams_on_and_says_so(self) -> None:
+    def test_command_behind_padding_is_refused(self) -> None:
         client = self.house.client()
         size = MAX_REQUEST_BODY + 50_000
         client.deliver(CREATE + b"Content-Length: %d\r\n\r\n" % size)
+        for _ in range(MAX_REQUEST_BODY // 16384 + 1):
+            client.deliver(b" " * 16384)
+        answer = client.take()
+        self.assertEqual(status_of(answer), 413)
+        self.assertIn(b"can be recorded", answer)
+        self.assertEqual(self.house.engine.take(), b"")
+        self.assertEqual([event["phase"] for event in self.house.events.kept], ["result"])
+
+    def test_where_the_record_is_best_effort_it_streams_on_and_says_so(self) -> None:
+        self.house.proxy.strict = False
+        self.stream_on(CREATE)
+
+    def test_large_secret_streams_on(self) -> None:
+        self.stream_on(CREATE.replace(b"/containers/", b"/secrets/"))
+
+    def stream_on(self, head: bytes) -> None:
+        client = self.house.client()
+        size = MAX_REQUEST_BODY + 50_000
+        client.deliver(head + b"Content-Length: %d\r\n\r\n" % size)
         sent = 0
         while sent < size:
             part = min(20_000, size - sent)
