@@ -191,11 +191,13 @@ class Unix(Sockets):
 
 
 class Inheriting(Sockets):
-    """A stand-in for systemd: descriptors from 60 on, as if they were from 3 on."""
+    """A stand-in for systemd: descriptors from `FIRST` on, as if they were from 3 on."""
+
+    FIRST = 900  # above all that a long run of tests has open, and below the usual limit
 
     def pass_on(self, *names: str) -> tuple[dict[str, str], list[socket.socket]]:
         sockets = []
-        for number, name in enumerate(names, start=60):
+        for number, name in enumerate(names, start=self.FIRST):
             sock = socket.socket(socket.AF_UNIX if "unix" in name else socket.AF_INET)
             sock.bind(self.path if "unix" in name else ("127.0.0.1", 0))
             sock.listen()
@@ -211,7 +213,7 @@ class Inheriting(Sockets):
         return environ, sockets
 
     def adopt(self, environ: dict[str, str]) -> InheritedSockets:
-        inherited = InheritedSockets.adopt(environ, 7, first=60)
+        inherited = InheritedSockets.adopt(environ, 7, first=self.FIRST)
         for _, listening in inherited.sockets:
             self.addCleanup(listening.sock.close)
         return inherited
@@ -270,10 +272,10 @@ class Inheriting(Sockets):
     def test_a_descriptor_that_does_not_listen(self) -> None:
         near, far = socket.socketpair()
         self.addCleanup(far.close)
-        os.dup2(near.fileno(), 60)
+        os.dup2(near.fileno(), self.FIRST)
         near.close()
         environ = {"LISTEN_PID": "7", "LISTEN_FDS": "1"}
-        error = self.assertRaises(BindError, InheritedSockets.adopt, environ, 7, first=60)
+        error = self.assertRaises(BindError, InheritedSockets.adopt, environ, 7, first=self.FIRST)
         self.assertIn("not a listening stream socket", str(error))
         environ = {"LISTEN_PID": "7", "LISTEN_FDS": "1"}
         error = self.assertRaises(BindError, InheritedSockets.adopt, environ, 7, first=999)
