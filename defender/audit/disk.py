@@ -6,7 +6,6 @@ several times as long.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -82,15 +81,16 @@ class DiskThread:
         return "-"
 
     def doRead(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:
             os.eventfd_read(self._bell)
-        with contextlib.suppress(Empty):
-            while True:
-                answer, value = self._answers.get_nowait()
-                try:
-                    answer(value)
-                except Exception:  # noqa: BLE001 - the reactor would never listen to the bell again
-                    self._log.failure("audit: an answer of the disk could not be used")
+        except BlockingIOError:
+            return
+        while not self._answers.empty():
+            answer, value = self._answers.get_nowait()
+            try:
+                answer(value)
+            except Exception:  # noqa: BLE001 - the reactor would never listen to the bell again
+                self._log.failure("audit: an answer of the disk could not be used")
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor is ending."""

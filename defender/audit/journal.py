@@ -360,6 +360,10 @@ class Journal:
                 self.written += self._count
                 self.durable += len(told)
                 self._count = 0
+                if not self.problem:
+                    # At once: they wait, and nothing below concerns them.
+                    self._tell(told, "")
+                    told = []
             case Done():
                 commands = spool.prepared()
             case Trouble() if spool.state is State.PREPARING:

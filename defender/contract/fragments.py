@@ -7,6 +7,8 @@ and policy. A test holds the two together.
 
 from __future__ import annotations
 
+import struct
+
 import msgpack
 
 #: Strings that no encoding holds (lone surrogates) are kept as they are; the reader does the same.
@@ -19,7 +21,9 @@ def packed(value: object) -> bytes:
     return data
 
 
-_HEAD = packed("kind") + packed("engine") + packed("phase") + packed("result") + packed("actor")
+_KIND = packed("kind") + packed("engine") + packed("phase")
+_HEAD = _KIND + packed("result") + packed("actor")
+_ATTEMPT = _KIND + packed("attempt") + packed("actor")
 _REQ = packed("req")
 _DECISION = packed("decision")
 _RESULT = packed("result")
@@ -29,11 +33,21 @@ _STATUS_ERROR = b"\x84" + packed("status")
 _BYTES = packed("bytes")
 _MS = packed("ms")
 _ERROR = packed("error")
+#: Small whole numbers, and any float, as msgpack has them.
+_NUMBERS = tuple(packed(number) for number in range(4096))
+_FLOAT = struct.Struct(">Bd").pack
 
 
 def request_fragment(fields: dict[str, object], redacted: tuple[str, ...]) -> tuple[bytes, bytes]:
     """The `req` of an event, and its `redacted` with the key, b"" if nothing is hidden."""
     return packed(fields), _REDACTED + packed(redacted) if redacted else b""
+
+
+def attempt_body(actor: bytes, request: tuple[bytes, bytes], decision: bytes) -> tuple[int, bytes]:
+    """The same as `result_body` for a `request_event` that is an attempt."""
+    fields, redacted = request
+    body = b"".join((_ATTEMPT, actor, _REQ, fields, _DECISION, decision, redacted))
+    return 6 if redacted else 5, body
 
 
 def result_body(
@@ -47,8 +61,8 @@ def result_body(
 ) -> tuple[int, bytes]:
     """The pairs and the body of a `request_event` that is a result, as `CallRecorder.append` takes them.
 
-    `request` comes from `request_fragment`, the others are `packed`; `ms` as in `request_event`. The `error`
-    was shortened already.
+    `request` comes from `request_fragment`, the others are `packed`; `status` (three digits), `sent` and `ms`
+    as in `request_event`. The `error` was shortened already.
     """
     fields, redacted = request
     body = b"".join(
@@ -61,11 +75,11 @@ def result_body(
             decision,
             _RESULT,
             _STATUS_ERROR if error else _STATUS,
-            _pack(status),
+            _NUMBERS[status],
             _BYTES,
-            _pack(sent),
+            _NUMBERS[sent] if sent < 4096 else _pack(sent),
             _MS,
-            _pack(round(ms, 3)),
+            _FLOAT(0xCB, round(ms, 3)),
             _ERROR + _pack(error) if error else b"",
             redacted,
         )

@@ -91,7 +91,7 @@ def default_decision(action: str) -> Decision:
     return Decision(DENY, DEFAULT_RULE, UNKNOWN_OPERATION if action == UNKNOWN.action else NO_RULE)
 
 
-class _Answers(dict[str, Decision]):
+class Answers(dict[str, Decision]):
     """Action -> decision for the subjects that the same rules reach; filled as actions are asked for."""
 
     __slots__ = ("_chain",)
@@ -129,21 +129,25 @@ class PolicyTable:
         self._rules = tuple(rule for rule in compiled if rule.on_host(folded))
         # Where no rule asks for an address, one entry serves a subject from everywhere.
         self._asks_address = any(rule.rule.networks for rule in self._rules)
-        self._chains: dict[tuple[int, ...], _Answers] = {}
+        self._chains: dict[tuple[int, ...], Answers] = {}
         # Two generations: when the young one is full it becomes the old one, and what is asked for again
         # moves back.
-        self._young: dict[_Key, _Answers] = {}
-        self._old: dict[_Key, _Answers] = {}
+        self._young: dict[_Key, Answers] = {}
+        self._old: dict[_Key, Answers] = {}
 
     def decide(self, subject: Subject, operation: Operation) -> Decision:
         """Whether a subject may run an operation.  Never raises; what cannot be determined is denied."""
+        return self.answers(subject)[operation.action]
+
+    def answers(self, subject: Subject) -> Answers:
+        """The decisions about a subject: a mapping by action, of all actions, that never changes."""
         key = (subject.user, subject.groups, subject.via, subject.address if self._asks_address else None)
         answers = self._young.get(key)
         if answers is None:
             answers = self._remember(key, subject)
-        return answers[operation.action]
+        return answers
 
-    def _remember(self, key: _Key, subject: Subject) -> _Answers:
+    def _remember(self, key: _Key, subject: Subject) -> Answers:
         answers = self._old.get(key)
         if answers is None:
             answers = self._answers(subject)
@@ -154,7 +158,7 @@ class PolicyTable:
         self._young[key] = answers
         return answers
 
-    def _answers(self, subject: Subject) -> _Answers:
+    def _answers(self, subject: Subject) -> Answers:
         if self.policy is None:
             return _no_policy()
         facts = SubjectFacts(subject)
@@ -172,11 +176,11 @@ class PolicyTable:
         identity = tuple(places)
         answers = self._chains.get(identity)
         if answers is None:
-            answers = self._chains[identity] = _Answers(tuple(chain))
+            answers = self._chains[identity] = Answers(tuple(chain))
         return answers
 
 
-class _Refusals(_Answers):
+class _Refusals(Answers):
     """Everything is denied: there is no policy."""
 
     __slots__ = ()
@@ -186,5 +190,5 @@ class _Refusals(_Answers):
         return decision
 
 
-def _no_policy() -> _Answers:
+def _no_policy() -> Answers:
     return _Refusals(())

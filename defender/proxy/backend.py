@@ -180,8 +180,8 @@ class Backend:
         if inquiry is None:  # pragma: no cover - begin() sets it
             return
         while True:
-            end = find_head_end(data, 0)
-            if end < 0:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4 and (end := find_head_end(data, 0)) < 0:
                 self._buffer = data
                 if len(data) > MAX_HEAD:
                     self._fail(EngineError(502, "The Engine's answer has a head that does not end"))
@@ -196,7 +196,8 @@ class Backend:
                 break
             self._used = False  # the Engine has this request: what comes now is no sign of a stale connection
         head = self._head = answer.head
-        self._pool.heard(head)
+        if answer.api != self._pool.last_version:
+            self._pool.heard(answer)
         if head.framing is Framing.LENGTH:
             if len(data) == head.length:
                 # All of it came at once, as small answers do.
@@ -337,6 +338,8 @@ class _Ping:
 class BackendPool:
     """The connections to one Engine.
 
+    `last_version` is the API version that `facts` are of, as the Engine spelled it.
+
     `connect` opens a `Stream` to it; its failure is an OSError or TimeoutError. `limit` bounds the
     connections in use, tunnels and idle ones together; `idle_limit` bounds the idle ones kept.
     """
@@ -357,7 +360,7 @@ class BackendPool:
         self._learning: list[Deferred[EngineFacts]] = []
         self._question: Backend | None = None
         self._asked: float | None = None
-        self._last_version: bytes | None = None
+        self.last_version: bytes | None = None
         self.facts = EngineFacts()
 
     @property
@@ -436,14 +439,12 @@ class BackendPool:
         """A tunnel's Engine connection is closed."""
         self._tunnels -= 1
 
-    def heard(self, head: ResponseHead) -> None:
-        """Learn from an answer's headers; cheap when nothing changed."""
-        version = head.get(b"api-version")
-        if version is not None and version != self._last_version:
-            facts = facts_of(head)
-            if facts is not None:
-                self._last_version = version
-                self.facts = facts
+    def heard(self, answer: Answer) -> None:
+        """Learn from an answer's headers."""
+        facts = facts_of(answer.head)
+        if facts is not None:
+            self.last_version = answer.api
+            self.facts = facts
 
     def learn(self) -> Deferred[EngineFacts]:
         """Ask the Engine for its version; callers share one question. Fails with EngineError."""

@@ -87,7 +87,10 @@ class Refusal:
 
 
 class Share:
-    """One user's budgets, shared by all its connections."""
+    """One user's budgets, shared by all its connections.
+
+    Until `flooded_until` the user has had its share of denials and refusals: its next requests should wait.
+    """
 
     __slots__ = (
         "_answered",
@@ -101,6 +104,7 @@ class Share:
         "_spool",
         "connections",
         "engine_connections",
+        "flooded_until",
         "max_connections",
         "max_engine_connections",
         "user",
@@ -120,6 +124,7 @@ class Share:
         self._spool = Bucket(0, 1)
         self._single = Bucket(SINGLE_A_SECOND, SINGLE)
         self._answered = Bucket(ANSWERED_A_SECOND, ANSWERED)
+        self.flooded_until = -math.inf
         self.follow()
 
     def follow(self) -> None:
@@ -203,10 +208,11 @@ class Share:
 
         It is taken off in any case: what has happened is recorded, and the next requests wait for it.
         """
-        spool = self._spool
-        within = spool.spend(size, now)
-        self._paused = spool.full - spool.room
-        return within
+        spool = self._spool  # `Bucket.spend`, without the call
+        full = spool.full
+        spool.full = full = (full if full > now else now) + size * spool.gap
+        self._paused = paused = full - spool.room
+        return paused <= now
 
     def _refuse(self, rule: str, reason: str, wait: float) -> Refusal:
         refused = self._budgets.refused
@@ -221,14 +227,11 @@ class Share:
         be an event of its own; else it is counted here, and part of what `Budgets.due` returns.
         """
         self._answered.spend(1.0, now)
+        self.flooded_until = self._answered.free()
         if now >= self._paused and self._single.take(now):
             return True
         self._budgets.tally.count(self._counted, action, rule, status, now)
         return False
-
-    def floods(self, now: float) -> bool:
-        """True while the user has had its share of such answers: its next requests should wait unread."""
-        return now < self._answered.full - self._answered.room
 
     # -- state
 

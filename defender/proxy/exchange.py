@@ -146,6 +146,8 @@ class Answer:
     head: ResponseHead
     passage: Passage
     written: bytes
+    api: bytes | None = None
+    """What the Engine says that its version is."""
 
     def ended(self) -> bytes:
         """`written` for a connection that closes after this answer (RFC 9112 section 9.6)."""
@@ -180,7 +182,8 @@ _ANSWERS: dict[bytes, Answer] = {}
 def _read_answer(inquiry: Inquiry, raw: bytes) -> Answer:
     head = parse_response_head(raw, request_method=inquiry.head.method)
     passage = classify(inquiry, head)
-    return Answer(head, passage, b"" if passage is Passage.INTERIM else answer_head(inquiry, head, passage))
+    written = b"" if passage is Passage.INTERIM else answer_head(inquiry, head, passage)
+    return Answer(head, passage, written, head.get(b"api-version"))
 
 
 def answer_head(inquiry: Inquiry, head: ResponseHead, passage: Passage) -> bytes:

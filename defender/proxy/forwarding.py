@@ -301,7 +301,7 @@ class Forwarding:
             self._client.wait(Waiting.BODY, 0)
         elif len(gathered) <= MAX_REQUEST_BODY:
             # What is held for a slow client is bounded as its calls are: it counts as one already.
-            if self._enter():
+            if self._holding or self._enter():
                 self._client.wait(Waiting.BODY, self._proxy.limits.body_timeout)
             return
         elif self._must_be_read():
@@ -321,18 +321,17 @@ class Forwarding:
 
     def _enter(self) -> bool:
         """Count as one of the subject's calls with the Engine; False, with an answer, if it may not."""
-        if not self._holding:
-            share = self._client.share
-            if not share.take_engine():
-                refusal = self._refusal = share.too_busy()
-                self.refuse(refusal.status, refusal.reason, retry_after=refusal.retry_after)
-                return False
-            self._holding = True
+        share = self._client.share
+        if not share.take_engine():
+            refusal = self._refusal = share.too_busy()
+            self.refuse(refusal.status, refusal.reason, retry_after=refusal.retry_after)
+            return False
+        self._holding = True
         return True
 
     def _proceed(self) -> None:
         """Forward the request, or have its attempt recorded before that."""
-        if not self._enter():
+        if not (self._holding or self._enter()):
             return
         if self.inquiry.operation.record_first:
             self._recording = True
@@ -361,7 +360,7 @@ class Forwarding:
         """Find an Engine connection; goes on at once or later."""
         inquiry = self.inquiry
         pool = self._proxy.pool
-        if self._version() is None and inquiry.operation.action != "debug":
+        if not inquiry.target.version and self._version() is None and inquiry.operation.action != "debug":
             self._client.wait(Waiting.ENGINE, self._proxy.engine.response_timeout)
             pool.learn().addCallbacks(self._learned, self._unreachable)
             return
@@ -373,9 +372,6 @@ class Forwarding:
 
     def _version(self) -> tuple[int, int] | None:
         """The API version that the request is forwarded with."""
-        version = self.inquiry.target.version
-        if version is not None:
-            return version
         return forwarded_version(self.inquiry, self._proxy.pool.facts.newest_common)
 
     def _learned(self, _facts: object) -> None:
@@ -396,7 +392,7 @@ class Forwarding:
             return
         self._backend = backend
         inquiry = self.inquiry
-        out = inquiry.forwarded(self._version())
+        out = inquiry.forwarded(inquiry.target.version or self._version())
         if self._gathered is not None:
             out += self._framed(bytes(self._gathered), finished=self._body is None)
             self._gathered = None
@@ -405,7 +401,7 @@ class Forwarding:
             # An earlier answer is still on its way out; its edge was crossed before this exchange began.
             backend.stream.pause_reading()
         if self._body is None:
-            self._wait_for_engine()
+            self._client.wait(_FOR_ENGINE, self._proxy.answer_timeout(inquiry.operation))
             return
         held = self._client.take_held()
         self._stream.resume_reading()
@@ -476,7 +472,7 @@ class Forwarding:
         else:
             # An answer that is over before the request is ends both connections and says so (RFC 9112, 9.6).
             early = finished or not answer.head.keep_alive
-        if self._wants_body(answer):
+        if (answer.head.status >= 400 or self.inquiry.asks) and self._wants_body(answer):
             self._answer = bytearray()
         closes = self._closes = early or self._client.ends_after(self.inquiry.head)
         out = answer.ended() if closes else answer.written
@@ -488,12 +484,12 @@ class Forwarding:
                 self._answer += data[: MAX_ANSWER_BODY + 1]
             self._stream.write(out + data)
             if not self._ended:
-                self._note("")
-                self._ended = True
                 client = self._client
+                self._proxy.trail.answered(client, self, self._status, count, self._began)
+                self._ended = True
                 self._holding = False
                 client.share.give_engine()
-                client.exchange_done(close=closes or client.ends_after(self.inquiry.head))
+                client.exchange_done(close=closes)
             return
         self._pass_on(out, data, count, finished, trailers)
 

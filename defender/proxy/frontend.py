@@ -19,9 +19,10 @@ from defender.proxy.inspection import Inquiry
 from defender.proxy.refusal import body_length, denial_message, error_response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from defender.contract.facts import Subject
+    from defender.contract.policy import Decision, PolicyTable
     from defender.proxy.service import Proxy
     from defender.proxy.trail import Noted
     from defender.proxy.tunnel import Tunnel
@@ -60,8 +61,10 @@ class Frontend:
         "_stream",
         "_waiting",
         "actor",
+        "answers",
         "share",
         "subject",
+        "table",
         "tunnel",
     )
 
@@ -72,6 +75,9 @@ class Frontend:
         self._stream = stream
         self.subject = subject
         self.actor = packed(actor_of(subject))
+        # The proxy's: the policy's decisions about the subject, and the table that they come from.
+        self.table: PolicyTable | None = None
+        self.answers: Mapping[str, Decision] = {}
         self.share = proxy.budgets.enter(subject.user, subject.via)
         self._crowded = self.share.is_crowded
         self._closed = closed
@@ -133,6 +139,13 @@ class Frontend:
         if exchange is None:
             if self._skip is not None:
                 self._skip_body(data)
+            elif not self._buffer and (inquiry := self._proxy.readings.known(data)) is not None:
+                now = self._proxy.seconds()
+                if not (self._parsing or self._stalled or self._full or now < self.share.flooded_until):
+                    # What most clients send most of the time needs no buffer.
+                    self._serve(inquiry, now)
+                    return
+                self._buffer += data
             else:
                 self._buffer += data
             self._parse()
@@ -184,7 +197,7 @@ class Frontend:
         try:
             while self._exchange is None and self._skip is None and not self._closing and self._buffer:
                 now = self._proxy.seconds()
-                if left == 0 or self._full or self.share.floods(now):
+                if left == 0 or self._full or now < self.share.flooded_until:
                     self._stall(soon=left == 0)
                     break
                 left -= 1
@@ -236,19 +249,24 @@ class Frontend:
         except HTTPError as error:
             self._refuse_unread(error.status, error.message, proxy.readings.head_of(raw))
             return False
+        self._serve(inquiry, now)
+        return True
+
+    def _serve(self, inquiry: Inquiry, now: float) -> None:
+        """Judge one request and begin to answer it."""
+        proxy = self._proxy
         if not self.share.request(now) or self._crowded:
             self._turn_down(inquiry, now)
-            return True
-        noted = proxy.judge(self.subject, inquiry.operation)
+            return
+        noted = proxy.judge(self, inquiry.operation)
         if noted.decision.effect != "allow":
             self._deny(inquiry, noted, now)
-            return True
+            return
         self._deadline = None
         exchange = self._exchange = Forwarding(proxy, self, self._stream, inquiry, noted, now)
         exchange.start()
         if self._client_ended and self._exchange is exchange:
             exchange.client_ended()
-        return True
 
     def _deny(self, inquiry: Inquiry, noted: Noted, now: float) -> None:
         proxy = self._proxy

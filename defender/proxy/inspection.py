@@ -61,6 +61,8 @@ class Inquiry:
     """It is about a container or a command that an earlier call may have told of."""
     asks: bool = field(init=False)
     """The record says something of the body of a good answer."""
+    plain: bool = field(init=False)
+    """None of the three: a good answer's event is known but for its size and time."""
     _written: tuple[tuple[int, int] | None, bytes] | None = field(init=False, default=None)
     _described: Description | None = field(init=False, default=None)
     _fragment: tuple[bytes, bytes] | None = field(init=False, default=None)
@@ -73,6 +75,7 @@ class Inquiry:
         self.about = bool(self.names) and self.operation.action.startswith(_ABOUT)
         self.asks = wants_answer(self.operation.action, 200)
         self.tells = self.body is BodyPlan.FORWARD and wants_request(self.operation.action)
+        self.plain = not (self.about or self.asks or self.tells)
         self.ordinary = (
             not self.operation.hijack and self.head.method != "HEAD" and self.head.version >= (1, 1)
         )
@@ -194,6 +197,10 @@ class Readings:
         self._max_head = max_head
         self._discard_limit = discard_limit
         self._kept: dict[bytes, Inquiry] = {}
+
+    def known(self, data: bytes) -> Inquiry | None:
+        """The inquiry of `data` if that is one whole head, nothing more, and was read before."""
+        return self._kept.get(data)
 
     def read(self, raw: bytes) -> Inquiry:
         """The inquiry of one whole head; raises HTTPError as `parse_request_head` and `inspect` do."""

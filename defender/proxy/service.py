@@ -150,17 +150,28 @@ class Proxy(Service):
 
     # -- judging
 
-    def judge(self, subject: Subject, operation: Operation) -> Noted:
+    def judge(self, frontend: Frontend, operation: Operation) -> Noted:
         """The decision for one request, now, with the policy that made it."""
-        policy = self.activation.policy
-        return self.trail.note(
-            self._decide(subject, operation),
-            self.activation.version,
-            policy.digest if policy is not None else "",
-        )
+        decision = self._overruling(frontend.subject)
+        if decision is None:
+            table = self.activation.table
+            if frontend.table is not table:
+                frontend.table, frontend.answers = table, table.answers(frontend.subject)
+            decision = frontend.answers[operation.action]
+        noted = self.trail.noted(decision)
+        if noted is None:
+            policy = self.activation.policy
+            digest = policy.digest if policy is not None else ""
+            noted = self.trail.note(decision, self.activation.version, digest)
+        return noted
 
     def _decide(self, subject: Subject, operation: Operation) -> Decision:
-        if self._expired(subject):
+        decision = self._overruling(subject)
+        return self.activation.table.decide(subject, operation) if decision is None else decision
+
+    def _overruling(self, subject: Subject) -> Decision | None:
+        """What is decided whatever the policy says, None if nothing is."""
+        if subject.not_after is not None and self._wall() >= subject.not_after:
             return _own_decision(
                 "certificate", "the certificate has expired", "Your certificate has expired; get a new one."
             )
@@ -174,7 +185,7 @@ class Proxy(Service):
             reason = self.locks.reason(subject)
             if reason is not None:
                 return _own_decision("lock", reason, "You are locked out; ask your administrator.")
-        return self.activation.table.decide(subject, operation)
+        return None
 
     def _expired(self, subject: Subject) -> bool:
         return subject.not_after is not None and self._wall() >= subject.not_after

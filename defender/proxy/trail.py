@@ -23,7 +23,7 @@ from defender.contract.audit import (
     request_event,
     stream_end_event,
 )
-from defender.contract.fragments import packed, result_body
+from defender.contract.fragments import attempt_body, packed, result_body
 from defender.contract.packing import pack_body
 from defender.contract.particulars import NOTHING, Particulars
 from defender.contract.policy import Decision
@@ -83,16 +83,18 @@ class Trail:
 
     # -- decisions
 
+    def noted(self, decision: Decision) -> Noted | None:
+        """What `note` gave for a decision, None if it has not been asked."""
+        return self._notes.get(id(decision))
+
     def note(self, decision: Decision, version: int, digest: str) -> Noted:
         """A decision as its events have it, made by the active policy of this version and digest."""
-        noted = self._notes.get(id(decision))
-        if noted is None:
-            fields = decision_of(decision, version, digest)
-            noted = Noted(decision, fields, packed(fields))
-            if len(self._notes) >= _NOTES:
-                self._notes.clear()
-            # The note keeps its decision alive, so that no other can have the same id.
-            self._notes[id(decision)] = noted
+        fields = decision_of(decision, version, digest)
+        noted = Noted(decision, fields, packed(fields))
+        if len(self._notes) >= _NOTES:
+            self._notes.clear()
+        # The note keeps its decision alive, so that no other can have the same id.
+        self._notes[id(decision)] = noted
         return noted
 
     def forget_notes(self) -> None:
@@ -106,9 +108,10 @@ class Trail:
 
         Returns the id that joins the events of the call.
         """
-        described = self._described(call) or call.inquiry.described
-        event = request_event(actor_of(frontend.subject), described, call.noted.fields)
-        pairs, body = _packed(event)
+        inquiry = call.inquiry
+        described = self._described(call)
+        fragment = inquiry.fragment if described is None else inquiry.fragment_of(described)
+        pairs, body = attempt_body(frontend.actor, fragment, call.noted.packed)
         frontend.share.spend(len(body) + _EVENT, self._seconds())
         return self._recorder.append_durable(pairs, body, b"", told)
 
@@ -123,6 +126,25 @@ class Trail:
             return True
         known = self.objects.container(str(inquiry.described.fields["target"]))
         return known is None or not (known.name and known.image)
+
+    def answered(self, frontend: Frontend, call: Forwarding, status: int, sent: int, began: float) -> None:
+        """An allowed call has its answer, whole."""
+        noted = call.noted
+        if status >= 400 or not call.inquiry.plain:
+            self.ended(frontend, call, status, sent, began, "")
+            return
+        # Of such a call everything was known before. Most calls are like this.
+        self.counters.requests += 1
+        if noted.decision.audit == "denied":
+            return
+        now = self._seconds()
+        fragment = call.inquiry.fragment
+        pairs, body = result_body(
+            frontend.actor, fragment, noted.packed, status, sent, (now - began) * 1000.0
+        )
+        frontend.share.spend(len(body) + _EVENT, now)
+        corr = self._recorder.append(pairs, body, call.corr)
+        call.corr = call.corr or corr
 
     def ended(
         self, frontend: Frontend, call: Forwarding, status: int, sent: int, began: float, error: str

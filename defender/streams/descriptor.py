@@ -231,7 +231,10 @@ class SocketStream:
         if (self._paused or self._input_over or self._receiver is None) and not self._closing:
             self._stop_reading()
             return
-        data, end = self._pull()
+        self._take(*self._pull())
+
+    def _take(self, data: bytes, end: Lost | None) -> None:
+        """Pass on what one read gave."""
         if data:
             if self._closing:
                 self._discard(data)

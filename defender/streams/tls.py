@@ -205,6 +205,20 @@ class TLSStream(SocketStream):
         if self._write_needs_read:
             self._write_needs_read = False
             self.doWrite()
+        elif not self._paused and self._receiver is not None:
+            # As below, without the calls: most reads bring one short record.
+            self._more = False
+            got = _SSL_read(self._ssl, _SPACE, RECORD)
+            if 0 < got < RECORD:
+                try:
+                    self._receiver.data_received(_bytes_at(_SPACE, got)[:])
+                except Exception:  # noqa: BLE001 - as in SocketStream.doRead
+                    self._receiver_failed("data_received")
+                return
+            self._take(*self._pull_much(got))
+            if self._more:
+                self._watch_input()
+            return
         super().doRead()
         if self._more:
             self._watch_input()

@@ -9,8 +9,8 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +22,17 @@ from tests.bench.targets import start_defender
 RECORD_FIRST = "start"
 OTHER = "resize"
 COUNTS = (1, 64)
-PROBES = 200
+PAUSE = 0.0005
+PROBES = (("fsync", os.fsync, 0.0), ("fdatasync", os.fdatasync, 0.0), ("paced", os.fsync, PAUSE))
+PROBED = 200
+BLOCK = b"\x5a" * 4096
 SETTLING = 1.0
 """Seconds after which the events of reads are on disk too."""
 
 
 def latency(stage: Stage, defender: Running, seconds: float, repetition: int) -> dict[str, Figures]:
     """Measure both kinds of call, one and 64 at a time, and the disk; see `added` for what it means."""
-    figures = {"disk": disk(stage.scene.directory)}
+    figures = {"disk": disk(stage.scene.directory, stage.scene.proxy_core)}
     verbs = (RECORD_FIRST, OTHER) if repetition % 2 == 0 else (OTHER, RECORD_FIRST)
     for count in COUNTS:
         for verb in verbs:
@@ -47,31 +50,43 @@ def _load(stage: Stage, verb: str) -> dict[str, object]:
     return {"method": "POST", "targets": paths}
 
 
-def disk(directory: Path) -> Figures:
-    """Microseconds, p50 and p99, of one durable write of 4 KiB in a directory.
+def disk(directory: Path, core: int | None) -> Figures:
+    """Microseconds, p50 and p99, of one durable write of 4 KiB in a directory, on the proxy's core.
 
-    ``fsync``: appended to a file; ``fdatasync``: over blocks that were written before.
+    ``fsync``: appended to a file; ``fdatasync``: over blocks that were written before; ``paced``: as
+    ``fsync``, one each `PAUSE` and not one after the other. What is idle between two of them, the disk and
+    the core, takes its time to wake, as it does for calls that come one by one.
     """
     path = directory / "disk-probe"
-    data = b"\x5a" * 4096
     figures: Figures = {}
-    descriptor = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-    try:
-        for name, sync in (("fsync", os.fsync), ("fdatasync", os.fdatasync)):
-            os.lseek(descriptor, 0, os.SEEK_SET)  # the second pass overwrites what the first appended
+    with _on(core), path.open("wb", buffering=0) as file:
+        for name, sync, pause in PROBES:
+            if name == "fdatasync":
+                file.seek(0)  # over what the pass before appended
             times = []
-            for _ in range(PROBES):
+            for _ in range(PROBED):
                 began = time.perf_counter()
-                os.write(descriptor, data)
-                sync(descriptor)
+                file.write(BLOCK)
+                sync(file.fileno())
                 times.append((time.perf_counter() - began) * 1e6)
+                time.sleep(pause)
             times.sort()
             figures[f"{name}_p50_us"] = statistics.median(times)
             figures[f"{name}_p99_us"] = times[len(times) * 99 // 100]
-    finally:
-        os.close(descriptor)
-        path.unlink()
+    path.unlink()
     return figures
+
+
+@contextmanager
+def _on(core: int | None) -> Iterator[None]:
+    """Keep this thread on a core for a while."""
+    before = os.sched_getaffinity(0)
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def added(medians: Mapping[str, Mapping[str, float]]) -> Figures:

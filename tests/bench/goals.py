@@ -108,7 +108,7 @@ def goals(
     if policy:
         found.append(Goal("policy decision, 1,000 rules: x 10 rules", policy["ratio"], 1.5, 1.0))
     if durable and disk:
-        fsync = disk["fsync_p50_us"] / 1000
+        fsync = disk["paced_p50_us"] / 1000
         found.append(
             Goal("durable call, 1 at a time, added p50, ms (one fsync)", durable["p50_1"] / 1000, fsync)
         )

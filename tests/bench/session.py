@@ -67,7 +67,8 @@ class Run:
         taken = []
         for _ in range(self.effort.repetitions):
             with self._noting("the spool alone"):
-                taken.append(spool_cost(directory, self.effort.events, cores()[0]) | disk(directory))
+                core = cores()[0]
+                taken.append(spool_cost(directory, self.effort.events, core) | disk(directory, core))
         if taken:
             self.found["spool"] = median(taken)
 

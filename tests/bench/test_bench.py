@@ -151,7 +151,7 @@ class Targets(SynchronousTestCase):
 
     def test_durable_calls_are_held_against_the_disk(self) -> None:
         durable = {"p50_1": 900.0, "p99_1": 4000.0, "p50_64": 1.0, "p99_64": 5200.0}
-        found = goals({}, durable=durable, disk={"fsync_p50_us": 1000.0})
+        found = goals({}, durable=durable, disk={"paced_p50_us": 1000.0})
         self.assertEqual([goal.verdict for goal in found], ["yes", "yes", "NO"])
 
     def test_reads_that_sync_are_seen(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from defender.audit.commands import Commit, Inspect, Open, Opened, Part, Prepare, Survey
 from defender.audit.recovery import Finding
 from defender.audit.spool import Spool
-from defender.audit.store import Answer, Done, Looked, Opening, Store, There, Trouble
+from defender.audit.store import LOOK_AGAIN, Answer, Done, Looked, Opening, Store, There, Trouble
 from defender.contract.packing import CLOSING, assemble, pack_body
 from defender.contract.spool import (
     HEADER_SIZE,
@@ -421,7 +422,8 @@ class Strangers(StoreCase):
 class Writing(StoreCase):
     def setUp(self) -> None:
         super().setUp()
-        self.disk = self.store()
+        self.now = 0.0
+        self.disk = self.store(seconds=lambda: self.now)
         self.opening: Opened = self.opened(self.disk).opened
         header = SegmentHeader("web1", self.opening.epoch, 1, self.opening.chain, MICROS)
         self.name = segment_name(self.opening.epoch, 1)
@@ -492,6 +494,16 @@ class Writing(StoreCase):
     def test_a_segment_that_somebody_took_away(self) -> None:
         self.disk.perform(Commit((self.first,)))
         (self.directory / self.name).rename(self.directory / "elsewhere")
+        part = Part(self.name, 512, b"abc", fresh=False)
+        # It has a name, and the names are looked at ten times a second.
+        self.assertEqual(self.disk.perform(Commit((part,))), Done())
+        self.now += LOOK_AGAIN
+        answer = self.disk.perform(Commit((replace(part, offset=515),)))
+        self.assertIn("was removed or replaced", self.reason(answer))
+
+    def test_a_segment_that_somebody_removed(self) -> None:
+        self.disk.perform(Commit((self.first,)))
+        (self.directory / self.name).unlink()
         answer = self.disk.perform(Commit((Part(self.name, 512, b"abc", fresh=False),)))
         self.assertIn("was removed or replaced", self.reason(answer))
 
@@ -499,6 +511,7 @@ class Writing(StoreCase):
         self.disk.perform(Commit((self.first,)))
         self.directory.rename(self.directory.with_name("elsewhere"))
         part = Part(self.name, 512, b"abc", fresh=False)
+        self.now += LOOK_AGAIN
         self.assertIn("was removed or replaced", self.reason(self.disk.perform(Commit((part,)))))
         self.assertEqual(self.disk.perform(Survey()), There((), False))
         self.assertEqual(self.disk.perform(Commit((self.first,))), Done())

@@ -1,4 +1,4 @@
-"""A packed result is the event that its builder makes."""
+"""What is packed from parts is the event that its builder makes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from defender.contract.audit import actor_of, decision_of, describe, request_event
 from defender.contract.facts import Subject
-from defender.contract.fragments import packed, request_fragment, result_body
+from defender.contract.fragments import attempt_body, packed, request_fragment, result_body
 from defender.contract.packing import pack_body
 from defender.contract.policy import Decision
 
@@ -18,11 +18,15 @@ class ResultTests(SynchronousTestCase):
         actor = actor_of(user)
         request = describe("image_create", "POST", "/images/create", query, {}, (1, 41))
         decision = decision_of(Decision("allow", "ops", "listed", None, "all"), 3, "sha256:00")
-        event = request_event(actor, request, decision, status=200, sent=70_000, ms=0.41449, error=error)
-        del event["corr"]
         fragment = request_fragment(request.fields, request.redacted)
-        made = result_body(packed(actor), fragment, packed(decision), 200, 70_000, 0.41449, error)
-        self.assertEqual(made, pack_body(event))
+        for sent in (0, 127, 300, 70_000):
+            event = request_event(actor, request, decision, status=200, sent=sent, ms=0.41449, error=error)
+            del event["corr"]
+            made = result_body(packed(actor), fragment, packed(decision), 200, sent, 0.41449, error)
+            self.assertEqual(made, pack_body(event))
+        event = request_event(actor, request, decision)
+        del event["corr"]
+        self.assertEqual(attempt_body(packed(actor), fragment, packed(decision)), pack_body(event))
 
     def test_packed_result_is_the_builders_event(self) -> None:
         self.same((("fromImage", "nginx"),), "")
