@@ -76,8 +76,9 @@ class RequestHead:
     ``keep_alive``: the client wants to use the connection again. ``expect_continue``: it waits for a 100
     before it sends the body (only on 1.1 and only with a body). ``upgrade``: value of the Upgrade header,
     b"" when it is present and empty, None when absent: its mere presence makes the Engine answer exec and
-    attach with 101. ``content_type``: as received. ``block``: the header lines as received, with the empty
-    line.
+    attach with 101. ``content_type``: as received. ``brief``: its header lines are short and hold no
+    credential, so that memory may keep them for longer than their request. ``block``: the header lines as
+    received, with the empty line.
 
     Heads with the same block share one list of headers: nobody changes it.
     """
@@ -92,6 +93,7 @@ class RequestHead:
     expect_continue: bool
     upgrade: bytes | None
     content_type: bytes | None
+    brief: bool = False
     block: bytes = b""
 
     def get(self, name: bytes) -> bytes | None:
@@ -156,7 +158,7 @@ def parse_request_head(
     said = _BLOCKS.get((block, new))
     if said is None:
         said = _read_block(data, block, new, max_headers, max_head)
-        if len(block) < _LONG_BLOCK and not any(mark in block.lower() for mark in CREDENTIALS):
+        if said[-1]:
             if len(_BLOCKS) >= _KEPT_BLOCKS:
                 _BLOCKS.clear()
             _BLOCKS[block, new] = said
@@ -167,8 +169,8 @@ def parse_request_head(
     )
 
 
-_Said = tuple[Headers, Framing, int, bool, bool, "bytes | None", "bytes | None"]
-"""The fields of a RequestHead from `headers` to `content_type`."""
+_Said = tuple[Headers, Framing, int, bool, bool, "bytes | None", "bytes | None", bool]
+"""The fields of a RequestHead from `headers` to `brief`."""
 
 _BLOCKS: dict[tuple[bytes, bool], _Said] = {}
 """What whole header blocks say, on HTTP/1.1 or not: a client's differ little from one request to the next."""
@@ -177,8 +179,8 @@ _LONG_BLOCK = 1024
 _KEPT_BLOCKS = 256
 """Bytes from which on a block is not kept; how many are."""
 
-CREDENTIALS = (b"x-registry-", b"authorization:")
-"""A header block with one of these, in lower case, is not kept in memory for longer than its request."""
+_CREDENTIALS = (b"x-registry-", b"authorization:")
+"""A header block with one of these, in lower case, is not kept."""
 
 
 def _too_many(headers: Headers, most: int) -> HTTPError:
@@ -227,6 +229,7 @@ def _read_block(data: bytes, block: bytes, new: bool, max_headers: int, max_head
         expect is not None and new and (length > 0 or coding is not None),
         fields.get(b"upgrade"),
         fields.get(b"content-type"),
+        len(block) < _LONG_BLOCK and not any(mark in block.lower() for mark in _CREDENTIALS),
     )
 
 

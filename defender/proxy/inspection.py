@@ -19,7 +19,7 @@ from defender.contract.audit import Description, describe, described_further
 from defender.contract.fragments import request_fragment
 from defender.contract.particulars import wants_answer, wants_request
 from defender.http1.errors import HTTPError
-from defender.http1.head import CREDENTIALS, Framing, RequestHead, parse_request_head, write_request_head
+from defender.http1.head import Framing, RequestHead, parse_request_head, write_request_head
 from defender.http1.target import Target, read_target, write_target
 
 
@@ -208,11 +208,7 @@ class Readings:
         if inquiry is None:
             head = parse_request_head(raw, max_headers=self._max_headers, max_head=self._max_head)
             inquiry = inspect(head, discard_limit=self._discard_limit)
-            if (
-                len(raw) < _KEPT_HEAD
-                and not any(mark in raw.lower() for mark in CREDENTIALS)
-                and not inquiry.described.redacted
-            ):
+            if head.brief and len(raw) < _KEPT_HEAD and not inquiry.described.redacted:
                 if len(self._kept) >= _KEPT_HEADS:
                     # Emptied rather than kept in order: whoever sends ever new heads costs others time only.
                     self._kept.clear()
@@ -308,16 +304,15 @@ def forwarded_head(inquiry: Inquiry, version: tuple[int, int] | None) -> bytes:
     if inquiry.upgrade is not None:
         framing.append((b"Connection", b"Upgrade"))
         framing.append((b"Upgrade", inquiry.upgrade))
-    if framing or len(head.block) >= _KEPT_HEAD or not head.block:
+    if framing or not head.brief:
         return write_request_head(head.method, target, _passed_headers(head) + framing)
     rest = _REST.get(head.block)
     if rest is None:
         whole = write_request_head("GET", "/", _passed_headers(head))
         rest = whole[whole.index(b"\r\n") :]
-        if not any(mark in head.block.lower() for mark in CREDENTIALS):
-            if len(_REST) >= _KEPT_HEADS:
-                _REST.clear()
-            _REST[head.block] = rest
+        if len(_REST) >= _KEPT_HEADS:
+            _REST.clear()
+        _REST[head.block] = rest
     return f"{head.method} {target} HTTP/1.1".encode("ascii") + rest
 
 
