@@ -13,32 +13,36 @@ Units: times are seconds, sizes are bytes, `0` means "no limit" only where the m
 
 from __future__ import annotations
 
-import dataclasses
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from defender.contract.errors import Problem
-from defender.contract.spool import MAX_SEGMENT_SIZE, SEGMENT_SIZE
-from defender.setting_kinds import (
+from defender.contract import settings_reading
+from defender.contract.setting_kinds import (
     DOMAIN,
-    ENGINE,
     FILE_MODE,
     GROUP,
-    MAX_SOCKET_PATH,
     MODES,
     NAME,
     PATH,
     PREFIX,
-    TCP,
-    UNIX,
     choice,
     count,
     seconds,
 )
-from defender.settings_reading import Reading, SettingsError, about
+from defender.contract.settings_reading import (
+    Changes,
+    Reading,
+    Setting,
+    SettingsError,
+    about,
+    text_of,
+    unreadable,
+)
+from defender.contract.spool import MAX_SEGMENT_SIZE, SEGMENT_SIZE
+from defender.setting_kinds import ENGINE, MAX_SOCKET_PATH, TCP, UNIX
 
 __all__ = [
     "AuditSettings",
@@ -392,33 +396,9 @@ _TABLES: Final[Mapping[str, type[Any]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One line of the reference: `default` as a person would write it in TOML, empty for a required
-    setting.
-    """
-
-    table: str
-    key: str
-    type: str
-    default: str
-    meaning: str
-    fixed: bool
-
-
 def describe() -> tuple[Setting, ...]:
     """Every setting in the order of the file, for the reference page."""
-    return tuple(
-        Setting(
-            table,
-            entry.name,
-            entry.metadata["kind"].name,
-            _default_text(entry),
-            entry.metadata["meaning"],
-            entry.metadata["fixed"],
-        )
-        for table, entry in _entries()
-    )
+    return settings_reading.describe(_TABLES)
 
 
 def table_meaning(table: str) -> str:
@@ -426,56 +406,9 @@ def table_meaning(table: str) -> str:
     return (_TABLES[table].__doc__ or "").strip()
 
 
-def _entries() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    for table, shape in _TABLES.items():
-        for entry in dataclasses.fields(shape):
-            yield table, entry
-
-
-def _default_text(entry: dataclasses.Field[Any]) -> str:
-    if entry.metadata["host"]:
-        return "the short host name"
-    if entry.metadata["under_state"]:
-        path = f'"STATE/{entry.metadata["under_state"]}"'
-        return f"[{path}]" if entry.metadata["kind"] is UNIX else path
-    default = entry.metadata["default"]
-    if default is MISSING:
-        return ""
-    if isinstance(default, str):
-        return f'"{default}"'
-    if isinstance(default, list):
-        return "[" + ", ".join(f'"{item}"' for item in default) + "]"
-    return str(default)
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What differs between two settings: `keys` all of them, `fixed` those that need a restart to take
-    effect.
-    """
-
-    keys: tuple[str, ...]
-    fixed: tuple[str, ...]
-
-    @property
-    def live(self) -> tuple[str, ...]:
-        """The changed keys that a running defender can take over."""
-        return tuple(key for key in self.keys if key not in self.fixed)
-
-    def __bool__(self) -> bool:
-        return bool(self.keys)
-
-
 def changed(old: Settings, new: Settings) -> Changes:
     """Which settings differ, as ``table.key``; `source` is not a setting."""
-    keys: list[str] = []
-    fixed: list[str] = []
-    for table, entry in _entries():
-        if getattr(getattr(old, table), entry.name) != getattr(getattr(new, table), entry.name):
-            keys.append(f"{table}.{entry.name}")
-            if entry.metadata["fixed"]:
-                fixed.append(f"{table}.{entry.name}")
-    return Changes(tuple(keys), tuple(fixed))
+    return settings_reading.changed(_TABLES, old, new)
 
 
 def load_settings(path: str | Path, host_name: str | None = None) -> Settings:
@@ -486,13 +419,10 @@ def load_settings(path: str | Path, host_name: str | None = None) -> Settings:
     """
     file = Path(path).absolute()
     try:
-        text = file.read_bytes().decode("utf-8")
+        data = file.read_bytes()
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise SettingsError(str(path), (Problem(0, 0, "", f"cannot be read: {reason}"),)) from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise SettingsError(str(path), (Problem(line, 1, "", "is not UTF-8 text"),)) from None
+        raise unreadable(str(path), error) from None
+    text = text_of(data, str(path))
     if host_name is None:
         host_name = socket.gethostname().partition(".")[0]
     return read_settings(text, source=str(path), base=file.parent, host_name=host_name)
@@ -504,7 +434,7 @@ def read_settings(text: str, *, source: str, base: Path, host_name: str) -> Sett
     `base` is the directory that relative paths start from, `host_name` the default of `defender.name`. Raises
     SettingsError with every problem found.
     """
-    reading = Reading(text, source, base, host_name)
+    reading = Reading(text, source, base, host_name, "defender")
     settings = Settings(**reading.tables(_TABLES), source=source)
     _contradictions(settings, reading.problem)
     reading.check()
