@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 
-from defender.streams.interface import Lost
 from defender.streams.tls import TLSStream
 from tests.defender.streams.harness import Recorder, TLSCase, fleet
 
@@ -35,14 +34,14 @@ class KeyUpdateTests(TLSCase):
         stream = self.tls(server, fleet().context())
         await stream.handshake()
         turns = 0
-        pull = stream._pull
+        read = stream.doRead
 
-        def counted() -> tuple[bytes, Lost | None]:
+        def counted() -> None:
             nonlocal turns
             turns += 1
-            return pull()
+            read()
 
-        self.patch(TLSStream, "_pull", lambda _stream: counted())
+        self.patch(TLSStream, "doRead", lambda _stream: counted())
         # Without a receiver nothing is read: all of it waits in the kernel.
         assert process.stdin
         assert process.stdout
