@@ -70,13 +70,11 @@ def _relative(targets: Mapping[str, Figures], key: str, base: str) -> float | No
 
 def _against(medians: Medians) -> Iterator[tuple[str, str, str, str, float, float | None, bool]]:
     """Yield (case, key, target, words, must, aim, rising) of every relative target."""
-    for kind in ("keep", "distinct"):
-        words = "keep-alive" if kind == "keep" else "distinct targets"
-        for count, close in CLOSE_RATES.items():
-            said = f"requests/s, {words}, {count}"
-            yield f"{kind} {count}", "rps", "go", said, GO_RATE, None, True
-            yield f"{kind} {count}", "rps", "haproxy-close", said, close, 1.0, True
-        yield f"{kind} 1", "p50_us", "haproxy", f"p50 of a request, {words}, 1", 1.4, 1.0, False
+    for count, close in CLOSE_RATES.items():
+        said = f"requests/s, keep-alive, {count}"
+        yield f"keep {count}", "rps", "go", said, GO_RATE, None, True
+        yield f"keep {count}", "rps", "haproxy-close", said, close, 1.0, True
+    yield "keep 1", "p50_us", "haproxy", "p50 of a request, keep-alive, 1", 1.4, 1.0, False
     yield "new 4", "cpu_us", "haproxy", "CPU of a new connection with a request", 0.8, 0.6, False
     yield "get", "cpu_gb", "haproxy", "CPU per GB, download", 1.3, 1.0, False
     yield "put", "cpu_gb", "haproxy", "CPU per GB, upload", 1.0, 1.0, False
