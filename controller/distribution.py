@@ -1,0 +1,583 @@
+"""The rollout: which defender is offered which release of one stream, and when.
+
+Inputs in, commands out (`releases` has the commands). The shell performs the commands in order. After every
+input that answers with more than `Offer` and `Wake` it saves `state` of the line first, so that a controller
+that starts again goes on from there (`restore`).
+
+Invariants:
+
+* A release that a defender refused is never offered to it again, whatever happens in between; nor is the
+  same content under another number.
+* A release is offered only while its line is *running* or *settled*. Whoever is not reached by it yet keeps
+  what it has, or gets the line's base: the last release that settled.
+* A defender is offered a position only above the one it holds and above those it was offered in this
+  session, and only a release that is signed for it. Where the content it should have does not fit that, a
+  `Reissue` is asked for, once.
+* Of two releases published on a line the newer stays, in whichever order they come.
+* A wave ends when every connected defender of it has answered, and one of them has taken the release. A
+  defender that is not connected holds nobody up; it gets the release when it returns.
+* Every defender that follows a line has one `Standing`, so that the counts of `Progress` add up.
+* What a defender says of itself changes no number: a position that nobody issued is reported (`Ahead`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from controller.lines import Answer, Follower, Line
+from controller.releases import (
+    AT_ONCE,
+    GRADUAL,
+    NOTHING,
+    Aborted,
+    Advanced,
+    Ahead,
+    Cause,
+    Command,
+    Conflict,
+    Halted,
+    Held,
+    LineState,
+    Phase,
+    Plan,
+    Position,
+    Progress,
+    Refusal,
+    Release,
+    Resumed,
+    Settled,
+    Standing,
+    Superseded,
+    Wake,
+    turn_order,
+)
+
+__all__ = ["AT_ONCE", "GRADUAL", "Distribution", "RolloutError"]
+
+
+class RolloutError(Exception):
+    """Something that cannot be asked of a rollout in its phase; the text is for the person who asked."""
+
+
+class Distribution:
+    """One stream's releases over the fleet; see the module. Defenders are known by their ids.
+
+    `now` is a clock in seconds that never goes back.
+    """
+
+    def __init__(self) -> None:
+        self.highest = NOTHING
+        """The newest position that was issued; the next one is above it."""
+        self._lines: dict[str, Line] = {}
+        self._members: dict[str, set[str]] = {}
+        self._defenders: dict[str, Follower] = {}
+        self._refusals: dict[Position, dict[str, Refusal]] = {}
+        self._again: dict[Position, Release] = {}
+
+    # -- inputs: what is published
+
+    def publish(self, line: str, release: Release, plan: Plan, now: float) -> list[Command]:
+        """A new release of a line, for all who follow it. An older one than the current changes nothing."""
+        answer = Answer()
+        self.highest = max(self.highest, release.position)
+        current = self._lines.get(line)
+        base = None
+        if current is not None:
+            base = current.base
+            if release.position <= current.release.position:
+                return [Superseded(line, release.position, current.release.position)]
+            if current.phase in (Phase.RUNNING, Phase.HALTED):
+                answer.say(Superseded(line, current.release.position, release.position))
+        reissues = {} if current is None or base is None else current.reissues
+        kept = {who: again for who, again in reissues.items() if base and again.origin == base.origin}
+        members = self._members.setdefault(line, set())
+        new = self._lines[line] = Line(line, release, plan, members, base, reissues=kept)
+        self._prune()
+        if new.is_open:
+            self._open(new, answer)
+        self._drive(new, now, answer)
+        return answer.commands()
+
+    def reissued(self, line: str, release: Release, now: float) -> list[Command]:
+        """What a `Reissue` asked for is signed."""
+        answer = Answer()
+        self.highest = max(self.highest, release.position)
+        current = self._lines.get(line)
+        is_live = release.origin in self._live()
+        if is_live:
+            self._again[release.position] = release
+        for who in sorted(release.audience or ()):
+            defender = self._defenders.get(who)
+            if defender is None:
+                continue
+            if defender.asked == release.origin:
+                defender.asked = None
+            if current is not None and is_live:
+                current.reissues[who] = release
+            self._arrived(who, defender, now, answer)
+        return answer.commands()
+
+    def reissue_failed(self, line: str, origin: Position, defenders: tuple[str, ...]) -> list[Command]:
+        """What a `Reissue` asked for could not be signed; each is asked for again when it connects."""
+        for who in defenders:
+            defender = self._defenders.get(who)
+            if defender is not None and defender.line == line and defender.asked == origin:
+                defender.asked = None
+        return []
+
+    def verified(self, position: Position, now: float) -> list[Command]:
+        """A signed bundle proves that this position was issued, though not by what is known here."""
+        answer = Answer()
+        before, self.highest = self.highest, max(self.highest, position)
+        for who, defender in self._defenders.items():
+            if defender.online and before < defender.position <= self.highest:
+                self._arrived(who, defender, now, answer)
+        return answer.commands()
+
+    # -- inputs: who follows what
+
+    def assign(self, who: str, line: str | None, now: float) -> list[Command]:
+        """A defender follows another line; None: no line, it is offered nothing."""
+        answer = Answer()
+        defender = self._defenders.setdefault(who, Follower())
+        if defender.line != line:
+            self._leave(who, defender, now, answer)
+            defender.line = line
+            if line is not None:
+                self._members.setdefault(line, set()).add(who)
+                self._arrived(who, defender, now, answer)
+        return answer.commands()
+
+    def remove(self, who: str, now: float) -> list[Command]:
+        """A defender left the fleet."""
+        answer = Answer()
+        defender = self._defenders.pop(who, None)
+        if defender is not None:
+            self._leave(who, defender, now, answer)
+            for refusals in self._refusals.values():
+                refusals.pop(who, None)
+            for line in self._lines.values():
+                line.reissues.pop(who, None)
+        return answer.commands()
+
+    def retire(self, line: str) -> None:
+        """Forget a line; raises RolloutError while defenders follow it."""
+        if self._members.get(line):
+            raise RolloutError(f"{line} is followed by {len(self._members[line])} defenders")
+        self._members.pop(line, None)
+        self._lines.pop(line, None)
+        self._prune()
+
+    # -- inputs: what defenders do
+
+    def connected(self, who: str, held: Held | None, now: float) -> list[Command]:
+        """A defender is there, by a first session or by one that replaces another, and holds this."""
+        answer = Answer()
+        defender = self._defenders.setdefault(who, Follower())
+        defender.online = True
+        defender.offered = NOTHING
+        defender.held = held
+        self._examine(who, defender, answer)
+        self._arrived(who, defender, now, answer)
+        return answer.commands()
+
+    def disconnected(self, who: str, now: float) -> list[Command]:
+        """A defender's only session is over."""
+        answer = Answer()
+        defender = self._defenders.get(who)
+        if defender is not None:
+            defender.online = False
+            defender.offered = NOTHING
+            line = self._line_of(defender)
+            if line is not None:
+                line.awaiting.discard(who)
+                self._drive(line, now, answer)
+        return answer.commands()
+
+    def acked(self, who: str, held: Held, now: float) -> list[Command]:
+        """A defender has verified a release, has it on disk and in force."""
+        answer = Answer()
+        defender = self._defenders.get(who)
+        if defender is None:
+            return []
+        if defender.offered <= held.position:
+            defender.offered = NOTHING
+        if held.position >= defender.position:
+            defender.held = held
+        self._arrived(who, defender, now, answer)
+        return answer.commands()
+
+    def refused(self, who: str, position: Position, refusal: Refusal, now: float) -> list[Command]:
+        """A defender did not take a release, and keeps what it had."""
+        answer = Answer()
+        defender = self._defenders.get(who)
+        if defender is None:
+            return []
+        if defender.offered <= position:
+            defender.offered = NOTHING
+        origin = self._origin(position)
+        if origin not in self._live():
+            return []
+        self._refusals.setdefault(origin, {})[who] = refusal
+        line = self._line_of(defender)
+        if line is not None and line.release.origin == origin and not self._has(defender, line.release):
+            line.awaiting.discard(who)
+            if line.phase is Phase.RUNNING and line.plan.halts:
+                detail = f"{refusal.code}: {refusal.detail}" if refusal.detail else refusal.code
+                self._halt(line, Cause.REFUSED, (who,), detail, answer)
+        self._arrived(who, defender, now, answer)
+        return answer.commands()
+
+    # -- inputs: people and the clock
+
+    def halt(self, line: str, detail: str = "") -> list[Command]:
+        """Somebody stops a running release; raises RolloutError if none is running."""
+        answer = Answer()
+        current = self._expect(line, Phase.RUNNING)
+        self._halt(current, Cause.OPERATOR, (), detail, answer)
+        return answer.commands()
+
+    def resume(self, line: str, now: float) -> list[Command]:
+        """Somebody lets a halted release go on, without those that the wave waited for; raises RolloutError
+        if it is not halted."""
+        answer = Answer()
+        current = self._expect(line, Phase.HALTED)
+        current.phase = Phase.RUNNING
+        current.halted = None
+        answer.say(Resumed(line, current.release.position))
+        if current.is_open:
+            self._open(current, answer)
+        elif current.picked:
+            current.awaiting.clear()
+            current.proven = True
+            for who in sorted(current.reached):
+                self._serve(who, self._defenders[who], current, answer)
+        self._drive(current, now, answer)
+        return answer.commands()
+
+    def abort(self, line: str) -> list[Command]:
+        """Somebody gives a release up that has not settled; raises RolloutError if it has. Who has it keeps
+        it: publish older content again to take it back."""
+        current = self._expect(line, Phase.RUNNING, Phase.HALTED)
+        current.phase = Phase.ABORTED
+        current.halted = None
+        current.deadline = None
+        answer = Answer()
+        answer.say(Aborted(line, current.release.position))
+        self._serve_all(current, answer)
+        return answer.commands()
+
+    def tick(self, now: float) -> list[Command]:
+        """The time of a `Wake` has come; any other time does no harm."""
+        answer = Answer()
+        for line in self._lines.values():
+            if line.phase is not Phase.RUNNING or line.deadline is None or now < line.deadline:
+                continue
+            line.deadline = None
+            if not line.is_open and line.plan.halts:
+                silent = sorted(line.awaiting or line.picked)
+                self._halt(line, Cause.SILENT, tuple(silent), "", answer)
+                continue
+            if not line.is_open:
+                line.awaiting.clear()
+                line.proven = True
+            self._drive(line, now, answer)
+        return answer.commands()
+
+    # -- keeping and taking up again
+
+    def state(self, line: str) -> LineState:
+        """What to keep of a line."""
+        return self._expect(line).state()
+
+    def restore(self, state: LineState, now: float) -> list[Command]:
+        """A line as it was kept, before anybody is connected; its members are those assigned to it.
+
+        A release that was running waits its patience for those who are coming back.
+        """
+        members = self._members.setdefault(state.line, set())
+        line = self._lines[state.line] = Line(
+            state.line,
+            state.release,
+            state.plan,
+            members,
+            state.base,
+            phase=state.phase,
+            wave=state.wave,
+            reached=set(state.reached) & members,
+            picked=set(state.picked) & members,
+            proven=state.proven and bool(state.picked & members),
+            halted=state.halted,
+        )
+        for again in state.reissues:
+            self._again[again.position] = again
+            line.reissues.update(dict.fromkeys(again.audience or (), again))
+        known = [line.release, *state.reissues, *([line.base] if line.base else [])]
+        self.highest = max(self.highest, *(release.position for release in known))
+        if line.phase is not Phase.RUNNING or not (line.is_open or line.picked):
+            return []
+        line.deadline = now + line.plan.patience
+        return [Wake(line.deadline)]
+
+    def restore_defender(self, who: str, line: str | None, held: Held | None) -> None:
+        """A defender as it was known, before `restore` of its line: what it follows and last said to hold."""
+        self._defenders[who] = Follower(line=line, held=held)
+        if line is not None:
+            self._members.setdefault(line, set()).add(who)
+
+    def restore_refusal(self, who: str, origin: Position, refusal: Refusal) -> None:
+        """A refusal as it was known, after `restore` of the lines; `origin` is that of what was refused."""
+        if origin in self._live():
+            self._refusals.setdefault(origin, {})[who] = refusal
+
+    # -- what is there
+
+    def lines(self) -> tuple[str, ...]:
+        """The lines that something was published on."""
+        return tuple(self._lines)
+
+    def line_of(self, who: str) -> str | None:
+        """The line that a defender follows."""
+        defender = self._defenders.get(who)
+        return None if defender is None else defender.line
+
+    def desired(self, who: str) -> Release | None:
+        """The bundle that a defender should have in force by now; None if it is to keep what it has."""
+        defender = self._defenders.get(who)
+        line = None if defender is None else self._line_of(defender)
+        if defender is None or line is None:
+            return None
+        if self._has(defender, line.release):
+            return line.bundle_for(who, line.release)
+        for release in self._candidates(who, line):
+            if not self._was_refused(who, release):
+                bundle = line.bundle_for(who, release)
+                newer = release is line.base and bundle.position < defender.position
+                return None if newer else bundle
+        return None
+
+    def standing(self, who: str) -> tuple[Standing, Refusal | None]:
+        """How a defender stands to the current release of its line, which there must be."""
+        defender = self._defenders[who]
+        line = self._line_of(defender)
+        assert line is not None, who
+        return self._standing(who, defender, line)
+
+    def standings(self, line: str) -> Iterator[tuple[str, Standing, Refusal | None]]:
+        """How each defender that follows a line stands to its current release, in the order of their ids."""
+        current = self._expect(line)
+        for who in sorted(current.members):
+            yield (who, *self._standing(who, self._defenders[who], current))
+
+    def progress(self, line: str) -> Progress:
+        """How far the current release of a line went."""
+        current = self._expect(line)
+        counts = dict.fromkeys(Standing, 0)
+        for who in current.members:
+            counts[self._standing(who, self._defenders[who], current)[0]] += 1
+        return current.progress(counts)
+
+    # -- waves
+
+    def _drive(self, line: Line, now: float, answer: Answer) -> None:
+        """Take a running release as far as the answers allow."""
+        if line.phase is not Phase.RUNNING:
+            return
+        while not line.is_open:
+            if not line.picked:
+                goal = line.plan.waves[line.wave].goal(len(line.members))
+                missing = goal - len(line.reached)
+                if missing > 0 and not self._pick(line, missing, now, answer):
+                    return
+                if missing <= 0:
+                    self._advance(line, answer)
+                    continue
+            if line.awaiting or not line.proven:
+                return
+            self._advance(line, answer)
+        if not line.awaiting and line.deadline is None:
+            line.phase = Phase.SETTLED
+            line.base = line.release
+            self._prune()
+            answer.say(Settled(line.name, line.release.position))
+
+    def _pick(self, line: Line, count: int, now: float, answer: Answer) -> bool:
+        """Choose who is in the wave, of those that are connected; False if there is nobody to choose."""
+        candidates = [
+            who
+            for who in line.members
+            if who not in line.reached
+            and (defender := self._defenders[who]).online
+            and not self._is_ahead(defender)
+            and not self._was_refused(who, line.release)
+        ]
+        for who in turn_order(line.release.position, candidates)[:count]:
+            line.picked.add(who)
+            line.reached.add(who)
+            self._weigh(who, self._defenders[who], line)
+            self._serve(who, self._defenders[who], line, answer)
+        if line.picked:
+            line.deadline = now + line.plan.patience
+            answer.say(Wake(line.deadline))
+        return bool(line.picked)
+
+    def _advance(self, line: Line, answer: Answer) -> None:
+        line.wave += 1
+        line.picked.clear()
+        line.awaiting.clear()
+        line.proven = False
+        line.deadline = None
+        answer.say(Advanced(line.name, line.release.position, line.wave + 1, len(line.plan.waves) + 1))
+        if line.is_open:
+            self._open(line, answer)
+
+    def _open(self, line: Line, answer: Answer) -> None:
+        """The release is everybody's."""
+        for who in line.members:
+            self._weigh(who, self._defenders[who], line)
+        self._serve_all(line, answer)
+
+    def _halt(
+        self, line: Line, cause: Cause, defenders: tuple[str, ...], detail: str, answer: Answer
+    ) -> None:
+        line.phase = Phase.HALTED
+        line.deadline = None
+        line.halted = Halted(line.name, line.release.position, cause, defenders, detail)
+        answer.say(line.halted)
+
+    # -- one defender
+
+    def _arrived(self, who: str, defender: Follower, now: float, answer: Answer) -> None:
+        """Something about a defender changed: see what it lacks, and whether others waited for it."""
+        line = self._line_of(defender)
+        if line is None:
+            return
+        self._weigh(who, defender, line)
+        self._serve(who, defender, line, answer)
+        self._drive(line, now, answer)
+
+    def _weigh(self, who: str, defender: Follower, line: Line) -> None:
+        """Note whether the wave waits for a member, and whether it proves the wave."""
+        has = self._has(defender, line.release)
+        if has and who in line.picked:
+            line.proven = True
+        silent = not has and not self._was_refused(who, line.release)
+        called = line.is_open or who in line.picked
+        if defender.online and called and silent and not self._is_ahead(defender):
+            line.awaiting.add(who)
+        else:
+            line.awaiting.discard(who)
+
+    def _serve_all(self, line: Line, answer: Answer) -> None:
+        for who in sorted(line.members):
+            self._serve(who, self._defenders[who], line, answer)
+
+    def _serve(self, who: str, defender: Follower, line: Line, answer: Answer) -> None:
+        """Offer a connected defender what it should have and does not."""
+        if not defender.online or self._is_ahead(defender) or self._has(defender, line.release):
+            return
+        for release in self._candidates(who, line):
+            if self._was_refused(who, release):
+                continue
+            bundle = line.bundle_for(who, release)
+            if self._has(defender, release) or defender.offered == bundle.position:
+                return
+            if bundle.position > max(defender.position, defender.offered) and bundle.is_for(who):
+                defender.offered = bundle.position
+                answer.offer(bundle.position, who)
+            elif release is line.release and defender.asked != release.origin:
+                defender.asked = release.origin
+                answer.reissue(line.name, release.origin, who)
+            return
+
+    def _candidates(self, who: str, line: Line) -> Iterator[Release]:
+        """What a member may be offered, best first."""
+        if line.is_offered_to(who):
+            yield line.release
+        if line.base is not None and line.base.origin != line.release.origin:
+            yield line.base
+
+    def _has(self, defender: Follower, release: Release) -> bool:
+        """Whether a defender holds a release, or the same content signed again."""
+        held = defender.held
+        if held is None:
+            return False
+        bundle = self._again.get(held.position, release)
+        return (
+            bundle.origin == release.origin
+            and held.position == bundle.position
+            and held.digest == bundle.digest
+        )
+
+    def _standing(self, who: str, defender: Follower, line: Line) -> tuple[Standing, Refusal | None]:
+        if self._has(defender, line.release):
+            return Standing.ACKED, None
+        refusal = self._refusals.get(line.release.origin, {}).get(who)
+        if refusal is not None:
+            return Standing.REFUSED, refusal
+        if not defender.online:
+            return Standing.OFFLINE, None
+        bundles = (line.release, line.bundle_for(who, line.release))
+        sent = any(defender.offered == each.position for each in bundles)
+        return (Standing.SENT if sent else Standing.QUEUED), None
+
+    def _examine(self, who: str, defender: Follower, answer: Answer) -> None:
+        """Report what a defender cannot have from here."""
+        held = defender.held
+        if held is None:
+            return
+        if self._is_ahead(defender):
+            answer.say(Ahead(who, held))
+        line = self._line_of(defender)
+        if line is None:
+            return
+        known = [release for release in (line.release, line.base) if release is not None]
+        known += [line.bundle_for(who, release) for release in known]
+        if any(each.position == held.position and each.digest != held.digest for each in known):
+            answer.say(Conflict(who, held))
+
+    def _is_ahead(self, defender: Follower) -> bool:
+        return defender.position > self.highest
+
+    def _was_refused(self, who: str, release: Release) -> bool:
+        return who in self._refusals.get(release.origin, ())
+
+    # -- small
+
+    def _leave(self, who: str, defender: Follower, now: float, answer: Answer) -> None:
+        line = self._line_of(defender)
+        if defender.line is not None:
+            self._members[defender.line].discard(who)
+        if line is not None:
+            line.forget(who)
+            self._drive(line, now, answer)
+        defender.asked = None
+
+    def _line_of(self, defender: Follower) -> Line | None:
+        return None if defender.line is None else self._lines.get(defender.line)
+
+    def _expect(self, name: str, *phases: Phase) -> Line:
+        line = self._lines.get(name)
+        if line is None:
+            raise RolloutError(f"nothing was published on {name!r}")
+        if phases and line.phase not in phases:
+            wanted = " or ".join(phase.value for phase in phases)
+            version = line.release.position.version
+            raise RolloutError(f"version {version} of {name!r} is {line.phase.value}, not {wanted}")
+        return line
+
+    def _origin(self, position: Position) -> Position:
+        """Where the content that stands at a position was published."""
+        again = self._again.get(position)
+        return position if again is None else again.origin
+
+    def _live(self) -> set[Position]:
+        """The origins that may still be offered to somebody."""
+        found = {line.release.origin for line in self._lines.values()}
+        return found | {line.base.origin for line in self._lines.values() if line.base is not None}
+
+    def _prune(self) -> None:
+        """Forget what was said of, and signed for, content that is never offered again."""
+        live = self._live()
+        self._again = {position: each for position, each in self._again.items() if each.origin in live}
+        self._refusals = {origin: who for origin, who in self._refusals.items() if origin in live}
