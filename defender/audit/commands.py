@@ -110,7 +110,16 @@ class Retry:
     delay: float
 
 
-Command = Open | Commit | Prepare | Survey | Inspect | Close | Retry
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read bytes of a segment; asked for by whoever ships the spool, not by the spool itself."""
+
+    name: str
+    offset: int
+    size: int
+
+
+Command = Open | Commit | Prepare | Survey | Inspect | Fetch | Close | Retry
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,13 +24,13 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from defender.audit import notes
-from defender.audit.commands import Close, Command, Pressure, Retry
+from defender.audit.commands import Close, Command, Fetch, Pressure, Retry, SegmentFile
 from defender.audit.disk import DiskThread
 from defender.audit.identities import Identities
 from defender.audit.mishaps import ClockWatch, Losses, Outage
 from defender.audit.recovery import Finding
 from defender.audit.spool import FULL, Spool, State
-from defender.audit.store import Answer, Done, Looked, Opening, Store, There, Trouble
+from defender.audit.store import Answer, Done, Fetched, Looked, Opening, Store, There, Trouble
 from defender.contract.audit import Event
 from defender.contract.packing import CLOSING, assemble, micros_of, pack_body, unpack
 from defender.contract.spool import SEGMENT_SIZE, SpoolError, room
@@ -71,6 +71,8 @@ class Journal:
     commits that did not work, `dropped` the events that are lost, `reduced` those that were too large,
     `repaired` what was mended or set aside at the start, `rotated` the segments that made room; `problem`
     says why nothing is written at present, "" if all is well.
+
+    `moved` is called when there may be more to ship, or other segments: then ask `on_disk`.
     """
 
     _log = Logger()
@@ -93,6 +95,7 @@ class Journal:
         self.written = self.durable = self.failed = 0
         self.reduced = self.repaired = self.rotated = 0
         self.problem = ""
+        self.moved: Callable[[], object] = _nothing
         self._agent = agent
         self._patience = patience
         self._reactor = reactor
@@ -168,6 +171,19 @@ class Journal:
             left = end - time.monotonic()
             if left <= 0 or not self._busy or not self._disk.wait(left):
                 return False
+
+    # -- for whoever ships the events
+
+    def on_disk(self) -> tuple[list[SegmentFile], int, int]:
+        """The segments in order, the present epoch, and the last number of it that is certainly on disk."""
+        return self._spool.segments, self._spool.epoch, self._spool.durable_seq
+
+    def fetch(self, name: str, offset: int, size: int, took: Callable[[bytes | None], object]) -> None:
+        """Read bytes of a segment in the disk's thread; None if they cannot be read."""
+        self._disk.submit(
+            Fetch(name, offset, size),
+            lambda answer: took(answer.data if isinstance(answer, Fetched) else None),
+        )
 
     # -- recording
 
@@ -366,6 +382,8 @@ class Journal:
                     told = []
             case Done():
                 commands = spool.prepared()
+            case Fetched():
+                return  # is for who asked
             case Trouble() if spool.state is State.PREPARING:
                 self._log.warn("audit: {directory}: {reason}", directory=self.directory, reason=answer.reason)
                 commands = spool.unprepared(now, answer.removed)
@@ -391,6 +409,7 @@ class Journal:
         spool.vanished.clear()
         if told:
             self._tell(told, "")
+        self.moved()
         self._overdue = self._overdue or self._gap_is_due()
         self._advance()
 
@@ -540,6 +559,10 @@ class Journal:
             **{name: getattr(self, name) for name in counters},
             "problem": self._refusal() or self.problem,
         }
+
+
+def _nothing() -> None:
+    """Nobody ships."""
 
 
 def _small(event: Mapping[str, object], size: int) -> tuple[int, bytes]:

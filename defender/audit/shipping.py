@@ -1,7 +1,7 @@
 """Reads the spool in order for the controller: records that are certainly on disk, after those it has.
 
-Pure: the shell says which segments there are and how far they are durable, reads the slices that are `wanted`
-and gives them to `feed`, which gives batches. A batch holds records as they stand in the segment, byte for
+Pure: the shell says which segments there are and how far they are durable, reads the slices that `next` names
+and gives each to `feed`, which gives batches. A batch holds records as they stand in the segment, byte for
 byte, with consecutive sequence numbers. Where records are missing the next batch begins behind the gap, and
 the controller, which knows what it has, notes that.
 
@@ -54,7 +54,9 @@ class Shipping:
     """See the module. Nothing is wanted before `resume` has been called."""
 
     def __init__(self) -> None:
-        self.wanted: Slice | None = None
+        self._wanted: Slice | None = None
+        self._read_out: Slice | None = None  # what the shell is reading
+        self._stale = False  # what it is reading is of no use any more
         self._segments: list[SegmentFile] = []
         self._epoch = 0
         self._durable = 0
@@ -64,7 +66,6 @@ class Shipping:
         self._place = Place(0, 0, b"")
         self._size = SLICE
         self._after: tuple[int, int] = (0, 0)  # epoch and number of the last record the controller has
-        self._ready: list[Batch] = []
 
     # -- what the shell knows
 
@@ -82,14 +83,14 @@ class Shipping:
         """
         self._after = (epoch, seq)
         self._running = True
-        self._ready.clear()
+        self._stale = self._read_out is not None
         self._enter(self._segment_after(epoch, seq))
 
     def pause(self) -> None:
         """Want nothing until `resume`: the channel is gone."""
         self._running = False
-        self._key = self._segment = self.wanted = None
-        self._ready.clear()
+        self._stale = self._read_out is not None
+        self._enter(None)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -98,10 +99,19 @@ class Shipping:
 
     # -- reading
 
+    def next(self) -> Slice | None:
+        """What is to be read now; None if nothing is, or if `feed` was not called for the one before."""
+        if self._read_out is not None or self._wanted is None:
+            return None
+        self._read_out, self._wanted = self._wanted, None
+        return self._read_out
+
     def feed(self, data: bytes | None) -> list[Batch]:
-        """The bytes of `wanted`, fewer at the end of the file, None if it is gone; gives what to send."""
-        wanted, self.wanted = self.wanted, None
-        if wanted is None or self._key is None:
+        """The bytes that `next` named, fewer at the end of the file, None if it is gone; what to send."""
+        wanted, self._read_out = self._read_out, None
+        if wanted is None or self._stale or self._key is None:
+            self._stale = False
+            self._choose()
             return []
         if data is None:
             # It made room, or was put aside a moment ago: then it is there under another name.
@@ -179,7 +189,7 @@ class Shipping:
 
     def _choose(self) -> None:
         """Say what is wanted next."""
-        if not self._running or self.wanted is not None:
+        if not self._running or self._read_out is not None:
             return
         if self._key is None or self._name_of(self._key) is None:
             self._enter(self._segment_after(*self._after))
@@ -188,14 +198,14 @@ class Shipping:
         name = self._name_of(self._key)
         assert name is not None
         if self._segment is None:
-            self.wanted = Slice(name, 0, HEADER_SIZE)
+            self._wanted = Slice(name, 0, HEADER_SIZE)
             return
         following = self._key_behind(self._key)
         if following is not None and self._is_done(following):
             self._enter(following)
             self._choose()
         elif not (self._place.offset < 0 or self._waits()):
-            self.wanted = Slice(name, self._place.offset, self._size)
+            self._wanted = Slice(name, self._place.offset, self._size)
 
     def _is_done(self, following: _Key) -> bool:
         """Whether nothing more can come of this segment."""
@@ -222,7 +232,7 @@ class Shipping:
     def _enter(self, key: _Key | None) -> None:
         self._key, self._segment = key, None
         self._size = SLICE
-        self.wanted = None
+        self._wanted = None
 
     def _segment_after(self, epoch: int, seq: int) -> _Key | None:
         """The segment that holds the record behind this one, or what comes first if there is none such."""

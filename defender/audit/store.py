@@ -21,6 +21,7 @@ from defender.audit.commands import (
     Close,
     Command,
     Commit,
+    Fetch,
     Inspect,
     Open,
     Opened,
@@ -108,7 +109,14 @@ class Looked:
     renamed: Mapping[str, str] = field(default_factory=dict)
 
 
-Answer = Opening | Done | There | Looked | Trouble
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The answer to `Fetch`: fewer bytes at the end of the file, None if they cannot be read."""
+
+    data: bytes | None
+
+
+Answer = Opening | Done | There | Looked | Fetched | Trouble
 
 
 class Store:
@@ -156,6 +164,8 @@ class Store:
                     return self._survey(*command.poisoned)
                 case Inspect():
                     return self._inspect()
+                case Fetch():
+                    return self._fetch(command)
                 case Close():
                     self.close()
             return Done()
@@ -170,6 +180,8 @@ class Store:
         elif isinstance(command, Inspect):
             self._inspection = None
             return Looked(False)
+        elif isinstance(command, Fetch):
+            return Fetched(None)
         return Trouble(reason, self._done, self._removed, self._touched)
 
     def close(self) -> None:
@@ -295,6 +307,13 @@ class Store:
                 renamed[finding.name] = file.name
             findings.append(finding)
         return Looked(False, tuple(findings), renamed)
+
+    def _fetch(self, wanted: Fetch) -> Fetched:
+        fd = self._folder.open(wanted.name, os.O_RDONLY)
+        try:
+            return Fetched(os.pread(fd, wanted.size, wanted.offset))
+        finally:
+            os.close(fd)
 
     def _survey(self, poisoned: str, end: int) -> There:
         if not self._folder.is_ours():

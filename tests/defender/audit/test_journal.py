@@ -11,6 +11,7 @@ from defender.audit.journal import (
     PATIENCE,
     PAUSE,
 )
+from defender.audit.shipping import Shipping
 from defender.audit.store import Opening
 from defender.contract.audit import defender_event
 from tests.defender.audit.disks import NANOS, SEGMENT, Disk, JournalCase, event, packed
@@ -354,3 +355,44 @@ class Status(JournalCase):
         self.disk.trouble = ""
         self.assertIsInstance(self.disk.done[0], object)
         self.assertTrue(any(isinstance(command, Prepare) for command in self.disk.done))
+
+
+class Shipped(JournalCase):
+    """What the journal offers to whoever ships its events."""
+
+    def test_what_is_on_disk_can_be_shipped_and_nothing_else(self) -> None:
+        journal = self.journal()
+        shipping = Shipping()
+        shipping.resume(0, 0)
+        sent: list[int] = []
+
+        def go_on() -> None:
+            shipping.spool(*journal.on_disk())
+            wanted = shipping.next()
+            if wanted is not None:
+                journal.fetch(*wanted, took)
+
+        def took(data: bytes | None) -> None:
+            sent.extend(
+                seq for batch in shipping.feed(data) for seq in range(batch.first_seq, batch.last_seq + 1)
+            )
+            go_on()
+
+        journal.moved = go_on
+        for number in range(150):
+            journal.append(*packed(number, "x" * 1000))  # over two segments
+        self.assertEqual(sent, [])
+        self.later()
+        journal.append(*packed(150))
+        self.disk.work()
+        self.assertEqual(sent, list(range(1, 151)))
+        self.assertEqual(len(journal.on_disk()[0]), 3)
+        self.later()
+        self.assertEqual(sent, list(range(1, 152)))
+
+    def test_a_disk_that_fails_ships_nothing_of_what_it_lost(self) -> None:
+        journal = self.journal()
+        self.disk.trouble = "EIO"
+        journal.append(*packed(1))
+        self.later()
+        self.assertEqual(journal.on_disk()[2], 0)

@@ -80,9 +80,10 @@ class Files:
         shipping.spool(self.segments, self.epoch, self.durable)
         batches: list[Batch] = []
         for _ in range(10_000):
-            if shipping.wanted is None:
+            wanted = shipping.next()
+            if wanted is None:
                 return batches
-            batches += shipping.feed(self.read(*shipping.wanted))
+            batches += shipping.feed(self.read(*wanted))
         raise AssertionError("it reads for ever")
 
 
@@ -170,6 +171,7 @@ class ShippingTests(SynchronousTestCase):
         self.files.sync()
         self.shipping.resume(0, 0)
         self.shipping.spool(self.files.segments, 7, self.files.durable)
+        self.assertIsNotNone(self.shipping.next())
         self.assertEqual(self.shipping.feed(None), [])
         gone = self.files.segments.pop(0)
         del self.files.files[gone.name]
@@ -181,10 +183,28 @@ class ShippingTests(SynchronousTestCase):
         self.files.sync()
         self.shipping.resume(0, 0)
         self.shipping.spool(self.files.segments, 7, self.files.durable)
+        wanted = self.shipping.next()
+        assert wanted is not None
         first = self.files.segments[0]
         self.files.files[first.name + ".bad"] = self.files.files.pop(first.name)
         self.files.segments[0] = SegmentFile(first.name + ".bad", 7, 1, first.size)
+        self.shipping.spool(self.files.segments, 7, self.files.durable)
+        self.assertEqual(self.shipping.feed(self.files.read(*wanted)), [])
         self.assertEqual(numbers(self.files.ship(self.shipping)), [(7, seq) for seq in range(1, 5)])
+
+    def test_what_was_asked_for_before_a_pause_is_not_taken(self) -> None:
+        self.files.write(3)
+        self.files.sync()
+        self.shipping.resume(0, 0)
+        self.shipping.spool(self.files.segments, 7, self.files.durable)
+        header = self.shipping.next()
+        self.assertIsNone(self.shipping.next())
+        self.shipping.pause()
+        self.shipping.resume(7, 1)
+        self.assertIsNone(self.shipping.next())
+        assert header is not None
+        self.assertEqual(self.shipping.feed(self.files.read(*header)), [])
+        self.assertEqual(numbers(self.files.ship(self.shipping)), [(7, 2), (7, 3)])
 
     def test_damage_divides_batches_and_ends_nothing(self) -> None:
         self.files.write(9)

@@ -12,10 +12,10 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from defender.audit.commands import Commit, Inspect, Open, Opened, Part, Prepare, Survey
+from defender.audit.commands import Commit, Fetch, Inspect, Open, Opened, Part, Prepare, Survey
 from defender.audit.recovery import Finding
 from defender.audit.spool import Spool
-from defender.audit.store import LOOK_AGAIN, Answer, Done, Looked, Opening, Store, There, Trouble
+from defender.audit.store import LOOK_AGAIN, Answer, Done, Fetched, Looked, Opening, Store, There, Trouble
 from defender.contract.packing import CLOSING, assemble, pack_body
 from defender.contract.spool import (
     HEADER_SIZE,
@@ -522,6 +522,15 @@ class Writing(StoreCase):
         answer = self.disk.perform(Survey())
         assert isinstance(answer, There)
         self.assertEqual(([each.name for each in answer.segments], answer.spare), ([self.name], True))
+
+    def test_bytes_are_read_as_far_as_there_are_any(self) -> None:
+        self.disk.perform(Commit((self.first, Part(self.name, 512, b"abc", fresh=False))))
+        self.assertEqual(self.disk.perform(Fetch(self.name, 512, 3)), Fetched(b"abc"))
+        self.assertEqual(self.disk.perform(Fetch(self.name, SEGMENT - 2, 9)), Fetched(b"\0\0"))
+        (self.directory / "link").symlink_to(self.name)
+        for name in ("gone", "link"):
+            self.assertEqual(self.disk.perform(Fetch(name, 0, 9)), Fetched(None))
+        self.assertEqual(self.disk.perform(Commit((Part(self.name, 515, b"d", fresh=False),))), Done())
 
     def test_nothing_to_look_at(self) -> None:
         self.assertEqual(self.disk.perform(Inspect()), Looked(False))
