@@ -84,12 +84,14 @@ class OwnEngine:
         isolated: in a network namespace of its own.
         ends_with_parent: SIGTERM comes by itself when the process that started it is gone.
         options: more options of dockerd.
+        enter: command that runs dockerd in namespaces that are there already; with `isolated`.
     """
 
     root: Path
     isolated: bool = False
     ends_with_parent: bool = False
     options: tuple[str, ...] = ()
+    enter: tuple[str, ...] = ()
 
     @property
     def socket(self) -> Path:
@@ -174,7 +176,9 @@ class OwnEngine:
             "--shutdown-timeout=5",
             *self.options,
         ]
-        if self.isolated:
+        if self.enter:
+            command = [*self.enter, *command]
+        elif self.isolated:
             command = ["unshare", "--net", "--", "sh", "-c", 'ip link set lo up && exec "$0" "$@"', *command]
         else:
             command.append(f"--bridge={self.label}")
