@@ -210,6 +210,7 @@ class OwnEngine:
         """Remove what an Engine of this directory left: containers, shims, mounts, run-time files, bridge."""
         for process in [*self._containers(), *processes_naming(self.exec_root)]:
             process.end(2)
+        _children[:] = [child for child in _children if child.poll() is None]
         for point in sorted({*mounts_below(self.root), *mounts_below(self.exec_root)}, key=len, reverse=True):
             system_tool("umount", "-l", point)
         # containerd would wait for the shims that are named here.

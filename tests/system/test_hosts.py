@@ -276,6 +276,7 @@ class HostsTests(SynchronousTestCase):
         self.assertIn(f"Cannot connect to the Engine at {host.engine.address}", said)
         self.assertEqual(self.name_of(self.late), "host2")
         host.engine.start()
+        self.assertFalse(Path(f"/proc/{dockerd.pid}").exists(), "nobody asked for its exit status")
         self.assertEqual(self.name_of(host), "host1")
         listing = ("ps", "--all", "--filter=name=orphan", "--format", "{{.Names}} {{.State}}")
         self.assertEqual(self.docker(host, *listing)[1], "orphan exited")
