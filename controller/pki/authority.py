@@ -2,7 +2,7 @@
 
 What holds:
 
-* The user intermediate signs clients only, the fleet intermediate servers and defenders only. Neither is
+* The user intermediate signs users only, the fleet intermediate controllers and defenders only. Neither is
   ever in the other's trust set, so a defender's certificate opens no Engine and a user's impersonates no
   defender.
 * The root signs the intermediates and nothing else; its key may be taken off line once they exist.
@@ -32,6 +32,7 @@ from defender.contract.errors import IdentityError
 from defender.contract.groups import check_name
 from defender.contract.identity import (
     GROUPS_OID,
+    ROLE_CONTROLLER,
     ROLE_DEFENDER,
     ROLE_USER,
     check_trust_domain,
@@ -41,6 +42,7 @@ from defender.contract.identity import (
     stable_id,
     user_id,
 )
+from defender.contract.renewal import LIFE
 
 ROOT = "root"
 USER_CA = "user-ca"
@@ -53,6 +55,9 @@ USER_LIFE_ADVISED = timedelta(hours=24)
 """Beyond this a certificate outlives what its owner's groups were when it was issued."""
 USER_LIFE_MAX = timedelta(days=365)
 SERVER_LIFE = timedelta(days=365)
+DEFENDER_LIFE = timedelta(seconds=LIFE)
+"""Of a defender that a controller keeps: both its certificates are renewed over the channel."""
+CONTROLLER_LIFE = timedelta(days=90)
 BACKDATING = timedelta(minutes=5)
 """Leaves begin this long ago, for verifiers whose clock is late."""
 
@@ -198,19 +203,62 @@ class Authority:
         *,
         now: datetime,
         life: timedelta = SERVER_LIFE,
+        identifier: str | None = None,
     ) -> Issued:
         """Return a defender's certificate towards users, for these host names and IP addresses.
 
-        Raises AuthorityError for names that it cannot carry and for none.
+        ``identifier``: the defender's id in its fleet; a defender without a controller has the stable one of
+        its name. Raises AuthorityError for names that it cannot carry and for none.
         """
+        return self._issue_server(public_key, ROLE_DEFENDER, identifier, defender, names, now, life)
+
+    def issue_controller(
+        self,
+        public_key: ec.EllipticCurvePublicKey,
+        controller: str,
+        names: Iterable[str],
+        *,
+        now: datetime,
+        life: timedelta = CONTROLLER_LIFE,
+        identifier: str | None = None,
+    ) -> Issued:
+        """Return a controller's certificate, for its channel and its HTTPS port, as `issue_server` does."""
+        return self._issue_server(public_key, ROLE_CONTROLLER, identifier, controller, names, now, life)
+
+    def issue_defender_client(
+        self,
+        public_key: ec.EllipticCurvePublicKey,
+        identifier: str,
+        name: str,
+        *,
+        now: datetime,
+        life: timedelta = DEFENDER_LIFE,
+    ) -> Issued:
+        """Return a defender's certificate towards its controller; it opens no Engine and serves no user.
+
+        ``identifier``: the defender's id in its fleet. Raises AuthorityError for a name or id that it cannot
+        carry.
+        """
+        identity = self._identity(ROLE_DEFENDER, identifier, name)
+        builder = self._leaf(self.fleet, public_key, name, [x509.UniformResourceIdentifier(identity)])
+        builder = builder.add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+        )
+        return self._sign(FLEET_CA, "fleet", self.fleet, builder, now, life)
+
+    def _issue_server(
+        self,
+        public_key: ec.EllipticCurvePublicKey,
+        role: str,
+        identifier: str | None,
+        name: str,
+        names: Iterable[str],
+        now: datetime,
+        life: timedelta,
+    ) -> Issued:
+        identity = self._identity(role, identifier, name)
         try:
-            check_name(defender, "cn", "defender's name")
-            identity = spiffe_uri(
-                self.trust_domain, ROLE_DEFENDER, stable_id(self.trust_domain, ROLE_DEFENDER, defender)
-            )
             hosts = server_names(names)
-        except IdentityError as error:
-            raise AuthorityError(error.detail) from error
         except ValueError as error:
             raise AuthorityError(str(error)) from error
         if not hosts:
@@ -221,11 +269,20 @@ class Authority:
                 alternatives.append(x509.IPAddress(host))
             else:
                 alternatives.append(x509.DNSName(host))
-        builder = self._leaf(self.fleet, public_key, defender, alternatives)
+        builder = self._leaf(self.fleet, public_key, name, alternatives)
         builder = builder.add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
         )
         return self._sign(FLEET_CA, "fleet", self.fleet, builder, now, life)
+
+    def _identity(self, role: str, identifier: str | None, name: str) -> str:
+        try:
+            check_name(name, "cn", f"{role}'s name")
+            if identifier is None:
+                identifier = stable_id(self.trust_domain, role, name)
+            return spiffe_uri(self.trust_domain, role, identifier)
+        except IdentityError as error:
+            raise AuthorityError(error.detail) from error
 
     def _leaf(
         self,
