@@ -37,7 +37,7 @@ SHELL_NAMES = words("""
     tap service protocol store journal tls frontend backend tunnel peer enrollment plain acceptor control
     descriptor poll openssl
     watch forwarding trail
-    folder disk
+    folder disk joining
 """)
 
 CONTROLLER_SHELL_FOLDERS = words("cli pki store api console channel identity")
