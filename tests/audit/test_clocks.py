@@ -45,7 +45,7 @@ class ClockTests(WritingCase):
         steps = [int(text.split()[5]) for text in self.notes("audit_clock")]
         # Ten seconds are nobody's business.
         for step, expected in zip(steps, (-3600, 3590 + 86400, -2 * 86400), strict=True):
-            self.assertAlmostEqual(step, expected, delta=5)
+            self.assertLessEqual(abs(step - expected), 5, steps)
         # Numbers and ids rise, whatever the clock shows, and the monotonic clock tells the true order.
         self.assert_whole()
         events = self.events()
