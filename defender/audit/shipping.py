@@ -21,13 +21,25 @@ from typing import Final
 from defender.audit.commands import SegmentFile
 from defender.audit.inspection import Slice
 from defender.audit.recovery import first_place
-from defender.contract.spool import HEADER_SIZE, RECORD_OVERHEAD, Place, Record, scan
+from defender.contract.spool import (
+    HEADER_SIZE,
+    MAX_PAYLOAD,
+    RECORD_OVERHEAD,
+    Place,
+    Record,
+    Scan,
+    SegmentHeader,
+    scan,
+)
 from defender.contract.spool_order import Segment, segment_of
 
 #: Bytes of a slice: about a millisecond of work, in which the reactor has to wait for the interpreter.
 SLICE: Final = 128 * 1024
-#: The most records of one batch.
+#: The most records of one batch, and their bytes; one record of the largest size is less.
 BATCH: Final = 200
+BATCH_BYTES: Final = MAX_PAYLOAD + RECORD_OVERHEAD
+
+_MADE_ROOM: Final = "made room for newer ones, or was removed"
 
 _Key = tuple[int, int]
 """A segment's epoch and first sequence number: its name changes when it is put aside."""
@@ -38,7 +50,8 @@ class Batch:
     """Records of one epoch with the numbers `first_seq` to `last_seq`, as the segment holds them.
 
     `previous` is the hash chain before the first of them, empty if that is not known (behind damage), and
-    `chain` that of the last one.
+    `chain` that of the last one. `header` is the segment's, None if it cannot be read. `lost` says why
+    numbers before `first_seq` are missing, as far as that is known here; empty if none are.
     """
 
     epoch: int
@@ -48,6 +61,8 @@ class Batch:
     count: int
     last_seq: int
     chain: bytes
+    header: SegmentHeader | None
+    lost: str
 
 
 class Shipping:
@@ -142,11 +157,10 @@ class Shipping:
         found = scan(data, segment.header, before)
         durable = self._durable if segment.header.epoch == self._epoch else None
         records = [each for each in found.records if durable is None or each.seq <= durable]
-        batches = self._batches(records, data, before)
+        batches = self._batches(records, data, before, found)
         if records:
             last = records[-1]
-            end = last.offset + RECORD_OVERHEAD + len(last.payload)
-            self._place = Place(end, last.seq, last.chain)
+            self._place = Place(_end_of(last), last.seq, last.chain)
             self._size = SLICE
         elif found.records:
             # What was durable before them cannot be read any more.
@@ -160,29 +174,54 @@ class Shipping:
             self._finish()
         return batches
 
-    def _batches(self, records: list[Record], data: bytes, before: Place) -> list[Batch]:
-        """Those behind the controller's, divided where numbers are missing."""
+    def _batches(self, records: list[Record], data: bytes, before: Place, found: Scan) -> list[Batch]:
+        """Those behind the controller's, divided where numbers are missing or they are too many."""
         segment = self._segment
         assert segment is not None
-        epoch = segment.header.epoch
-        known = self._after[1] if self._after[0] == epoch else 0
+        header = segment.header
         batches: list[Batch] = []
-        run: list[Record] = []
         last, chain = before.seq, before.chain
-        previous = b""
-        for record in records:
-            if record.seq > known:
-                if run and (record.seq != last + 1 or len(run) == BATCH):
-                    batches.append(_batch(epoch, previous, run, data, before.offset))
-                    run = []
-                if not run:
-                    previous = chain if record.seq == last + 1 else b""
-                run.append(record)
-            last, chain = record.seq, record.chain
-        if run:
-            batches.append(_batch(epoch, previous, run, data, before.offset))
-        if batches:
-            self._after = (epoch, batches[-1].last_seq)
+        index = 0
+        while index < len(records):
+            first = records[index]
+            previous = chain if first.seq == last + 1 else b""
+            end = index
+            start = first.offset
+            while end < len(records) and records[end].seq == first.seq + end - index:
+                stop = _end_of(records[end])
+                if end > index and (end - index == BATCH or stop - start > BATCH_BYTES):
+                    break
+                end += 1
+            run = records[index:end]
+            last, chain = run[-1].seq, run[-1].chain
+            index = end
+            epoch, at = self._after
+            known = at if epoch == header.epoch else 0
+            if last <= known:
+                continue
+            if run[0].seq <= known:
+                # The controller has the first of them.
+                index -= last - known
+                last, chain = known, run[known - run[0].seq].chain
+                continue
+            lost = ""
+            if run[0].seq != known + 1:
+                lost = found.damage[0].reason if found.damage else _MADE_ROOM
+            stop = _end_of(run[-1])
+            batches.append(
+                Batch(
+                    header.epoch,
+                    run[0].seq,
+                    previous,
+                    data[start - before.offset : stop - before.offset],
+                    len(run),
+                    last,
+                    chain,
+                    None if segment.problem else header,
+                    lost,
+                )
+            )
+            self._after = (header.epoch, last)
         return batches
 
     # -- the way through the segments
@@ -255,15 +294,5 @@ class Shipping:
         return names[-1] if names else None
 
 
-def _batch(epoch: int, previous: bytes, run: list[Record], data: bytes, base: int) -> Batch:
-    first, last = run[0], run[-1]
-    end = last.offset + RECORD_OVERHEAD + len(last.payload)
-    return Batch(
-        epoch,
-        first.seq,
-        previous,
-        data[first.offset - base : end - base],
-        len(run),
-        last.seq,
-        last.chain,
-    )
+def _end_of(record: Record) -> int:
+    return record.offset + RECORD_OVERHEAD + len(record.payload)

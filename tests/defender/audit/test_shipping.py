@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from defender.audit.commands import SegmentFile
-from defender.audit.shipping import BATCH, Batch, Shipping
+from defender.audit.shipping import BATCH, BATCH_BYTES, Batch, Shipping
 from defender.contract.packing import assemble, pack_body
 from defender.contract.spool import (
     RECORD_OVERHEAD,
@@ -162,7 +162,10 @@ class ShippingTests(SynchronousTestCase):
         gone = self.files.segments.pop(0)
         del self.files.files[gone.name]
         self.shipping.resume(7, 2)
-        self.assertEqual(numbers(self.files.ship(self.shipping)), [(7, seq) for seq in range(5, 14)])
+        batches = self.files.ship(self.shipping)
+        self.assertEqual(numbers(batches), [(7, seq) for seq in range(5, 14)])
+        self.assertIn("made room", batches[0].lost)
+        self.assertEqual([each.lost for each in batches[1:]], [""] * (len(batches) - 1))
 
     def test_a_segment_that_goes_while_it_is_read(self) -> None:
         self.files.write(4)
@@ -216,6 +219,7 @@ class ShippingTests(SynchronousTestCase):
         batches = self.files.ship(self.shipping)
         self.assertEqual([(each.first_seq, each.last_seq) for each in batches], [(1, 4), (6, 9)])
         self.assertEqual(batches[1].previous, b"")
+        self.assertEqual([each.lost for each in batches], ["", "a record's checksum does not hold"])
         for batch in batches:
             self.check(batch)
 
@@ -241,7 +245,22 @@ class ShippingTests(SynchronousTestCase):
         self.shipping.resume(0, 0)
         batches = self.files.ship(self.shipping)
         self.assertEqual(numbers(batches), [(7, seq) for seq in range(1, 5)])
-        self.assertEqual(batches[0].previous, b"")
+        self.assertEqual((batches[0].previous, batches[0].header), (b"", None))
+        header = batches[-1].header
+        assert header is not None
+        self.assertEqual((header.agent, header.epoch), (AGENT, 7))
+
+    def test_batches_are_bounded_in_bytes(self) -> None:
+        self.files.begin_segment(4 * 1024 * 1024)
+        self.files.write(30, 100_000)
+        self.files.sync()
+        self.shipping.resume(0, 0)
+        self.shipping.spool(self.files.segments, 7, self.files.durable)
+        self.shipping._size = 4 * 1024 * 1024
+        batches = self.files.ship(self.shipping)
+        self.assertEqual(numbers(batches), self.files.made)
+        self.assertLessEqual(max(len(each.data) for each in batches), BATCH_BYTES)
+        self.assertTrue(all(each.lost == "" for each in batches))
 
     def test_records_larger_than_a_slice(self) -> None:
         self.files.begin_segment(1024 * 1024)
