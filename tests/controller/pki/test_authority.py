@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from controller.pki.authority import (
     BACKDATING,
+    DEFENDER_LIFE,
     FLEET_CA,
     INTERMEDIATE_LIFE,
     ROOT,
@@ -206,3 +207,69 @@ class ServerTests(SynchronousTestCase):
         pki.user()
         pki.server()
         self.assertGreater(ROOT_LIFE, INTERMEDIATE_LIFE)
+
+
+class FleetTests(SynchronousTestCase):
+    """Certificates for a controller and the defenders that it keeps."""
+
+    IDENTIFIER = "3f0e2a52-6c51-4a43-9f6a-5f4f5b8f3b11"
+
+    def setUp(self) -> None:
+        self.pki = TestAuthority()
+        self.key = new_private_key().public_key()
+
+    def uses(self, leaf: x509.Certificate) -> list[x509.ObjectIdentifier]:
+        return list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+
+    def test_a_defender_towards_its_controller(self) -> None:
+        """Its id in one URI and no other name, clientAuth alone, for seven days."""
+        leaf = self.pki.authority.issue_defender_client(
+            self.key, self.IDENTIFIER, "web1", now=self.pki.now
+        ).leaf
+        leaf.verify_directly_issued_by(self.pki.fleet)
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uri = x509.UniformResourceIdentifier(f"spiffe://defender.fleet/defender/{self.IDENTIFIER}")
+        self.assertEqual(list(names), [uri])
+        self.assertEqual(self.uses(leaf), [ExtendedKeyUsageOID.CLIENT_AUTH])
+        start = self.pki.now.replace(microsecond=0)
+        self.assertEqual(leaf.not_valid_after_utc - start, timedelta(days=7))
+
+    def test_a_defender_towards_users(self) -> None:
+        """A defender holds two certificates, with one use each and the same id."""
+        leaf = self.pki.authority.issue_server(
+            self.key, "web1", ["web1"], now=self.pki.now, life=DEFENDER_LIFE, identifier=self.IDENTIFIER
+        ).leaf
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        self.assertEqual(
+            names.get_values_for_type(x509.UniformResourceIdentifier),
+            [f"spiffe://defender.fleet/defender/{self.IDENTIFIER}"],
+        )
+        self.assertEqual(self.uses(leaf), [ExtendedKeyUsageOID.SERVER_AUTH])
+
+    def test_a_controller(self) -> None:
+        """Its role, its names, serverAuth alone; two of one name are the same one."""
+        leaves = [
+            self.pki.authority.issue_controller(
+                self.key, "main", ["c1.example", "::1"], now=self.pki.now
+            ).leaf
+            for _ in range(2)
+        ]
+        for leaf in leaves:
+            leaf.verify_directly_issued_by(self.pki.fleet)
+            self.assertEqual(self.uses(leaf), [ExtendedKeyUsageOID.SERVER_AUTH])
+        (one, other) = (
+            leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value for leaf in leaves
+        )
+        self.assertEqual(one, other)
+        (uri,) = one.get_values_for_type(x509.UniformResourceIdentifier)
+        self.assertTrue(uri.startswith("spiffe://defender.fleet/controller/"), uri)
+        self.assertEqual(one.get_values_for_type(x509.DNSName), ["c1.example"])
+
+    def test_refused(self) -> None:
+        """Bad ids and names, and a controller without a name to reach it under."""
+        issue = self.pki.authority.issue_defender_client
+        for identifier, name in (("a/b", "web1"), ("", "web1"), ("..", "web1"), ("a", ""), ("a", "d" * 65)):
+            self.assertRaises(AuthorityError, issue, self.key, identifier, name, now=self.pki.now)
+        self.assertRaises(
+            AuthorityError, self.pki.authority.issue_controller, self.key, "main", [], now=self.pki.now
+        )
