@@ -41,7 +41,7 @@ SHELL_NAMES = words("""
     follower https peer_tls syslog_tls
 """)
 
-CONTROLLER_SHELL_FOLDERS = words("cli pki store api console channel identity")
+CONTROLLER_SHELL_FOLDERS = words("cli pki store api console channel identity supervision")
 
 CLOCKS_AND_FILES = words("""
     asyncio concurrent fcntl fileinput glob http.client io multiprocessing os random secrets select selectors

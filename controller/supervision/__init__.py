@@ -1,0 +1,1 @@
+"""The controller under a service manager: readiness, watchdog, sockets that it passes."""

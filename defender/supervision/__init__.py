@@ -1,0 +1,1 @@
+"""The defender under a service manager: readiness, and a watchdog fed by self-checks."""

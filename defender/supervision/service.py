@@ -1,0 +1,184 @@
+"""Speaks with the service manager for the defender: ready, status, stopping, and the watchdog's food.
+
+Without a manager (`make up`, a terminal) it does the same looks and sends nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from defender.contract.supervision import Supervision, Watch, read_supervision, stopping
+
+Check = Callable[[], "str | Deferred[str]"]
+"""A self-check: "" when all is well, else what is wrong. It may take its time: no answer is an answer."""
+
+_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+def adopt_supervision(environ: MutableMapping[str, str], pid: int) -> Supervision:
+    """Read what the service manager passed and remove it, so that no child speaks for us."""
+    found = read_supervision(environ, pid)
+    for name in _VARIABLES:
+        environ.pop(name, None)
+    return found
+
+
+def send_datagram(address: str, message: bytes) -> None:
+    """Send one datagram to the manager's socket without waiting. Raises OSError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
+        sender.sendto(message, "\0" + address[1:] if address.startswith("@") else address)
+
+
+class SupervisionService(Service):
+    """Runs the self-checks and tells the service manager.
+
+    Args:
+        reactor: its clock must never go back.
+        supervision: what the manager asked for.
+        checks: the self-checks by name.
+        send: takes address and message; may raise OSError, which is logged and no reason to end.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        supervision: Supervision,
+        checks: Mapping[str, Check],
+        send: Callable[[str, bytes], None] = send_datagram,
+    ) -> None:
+        self.setName("supervision")
+        self._reactor = reactor
+        self._supervision = supervision
+        self._checks = checks
+        self._send = send
+        self._watch = Watch(checks, supervision.watchdog)
+        self._call: Any = None
+        self._unheard = False
+        self._told: list[str] = []
+
+    def startService(self) -> None:
+        """Begin to look."""
+        super().startService()
+        self._look()
+
+    def stopService(self) -> None:
+        """Look no more. That the program ends has been said by `ending`, or is said now."""
+        super().stopService()
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+        self._say(stopping())
+
+    def serving(self, status: str) -> None:
+        """The program serves; `status` is for people. May be called again with another status."""
+        for message in self._watch.served(status, self._reactor.seconds()):
+            self._say(message)
+
+    def ending(self, seconds: float) -> None:
+        """The program ends and needs as many seconds, to drain; to be called again while it needs more."""
+        self._say(stopping(seconds))
+
+    @property
+    def problems(self) -> list[str]:
+        """What the self-checks have found."""
+        return self._watch.problems(self._reactor.seconds())
+
+    def _look(self) -> None:
+        now = self._reactor.seconds()
+        for name in self._watch.due():
+            self._watch.asked(name, now)
+            asking: Deferred[Any] = maybeDeferred(self._checks[name])
+            asking.addErrback(self._broke, name)
+            asking.addCallback(self._answered, name)
+        for message in self._watch.look(now):
+            self._say(message)
+        problems = self._watch.problems(now)
+        if problems != self._told:
+            if problems:
+                self.log.error("self-check: {problems}", problems="; ".join(problems))
+            else:
+                self.log.info("self-check: all is well again")
+            self._told = problems
+        self._call = self._reactor.callLater(self._supervision.interval, self._look)
+
+    def _answered(self, problem: str, name: str) -> None:
+        self._watch.answered(name, problem)
+
+    def _broke(self, failure: Failure, name: str) -> str:
+        self.log.failure("the self-check {name} failed", failure, name=name)
+        return f"the check itself failed: {type(failure.value).__name__}"
+
+    def _say(self, message: bytes) -> None:
+        if not self._supervision.address:
+            return
+        try:
+            self._send(self._supervision.address, message)
+        except OSError as error:
+            if not self._unheard:
+                self.log.error(
+                    "the service manager cannot be told at {address}: {why}",
+                    address=self._supervision.address,
+                    why=error.strerror or error,
+                )
+            self._unheard = True
+        else:
+            self._unheard = False
+
+
+@implementer(IReadDescriptor)
+class Pulse:
+    """A self-check of a reactor or poll: a descriptor is made readable, and its turn must come.
+
+    Args:
+        poll: has ``addReader`` and ``removeReader``.
+    """
+
+    def __init__(self, poll: Any) -> None:
+        self._poll = poll
+        self._bell = -1
+        self._asking: Deferred[str] | None = None
+
+    def start(self) -> None:
+        """Take a descriptor."""
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll.addReader(self)
+
+    def stop(self) -> None:
+        """Give it back. A question that is open stays open."""
+        if self._bell >= 0:
+            self._poll.removeReader(self)
+            os.close(self._bell)
+            self._bell = -1
+
+    def check(self) -> Deferred[str]:
+        """Ask; fires with "" when the poll has come round."""
+        asking: Deferred[str] = Deferred()
+        self._asking = asking
+        os.eventfd_write(self._bell, 1)
+        return asking
+
+    def fileno(self) -> int:
+        return self._bell
+
+    def logPrefix(self) -> str:
+        return "-"
+
+    def doRead(self) -> None:
+        os.eventfd_read(self._bell)
+        asking, self._asking = self._asking, None
+        if asking is not None:
+            asking.callback("")
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor is ending."""
