@@ -41,6 +41,7 @@ from defender.proxy.service import Proxy
 from defender.settings import Settings, SettingsError, changed, load_settings
 from defender.streams.plain import connect_unix
 from defender.streams.poll import Poll
+from defender.supervision.service import Pulse, SupervisionService, adopt_supervision
 
 _OWN_DESCRIPTORS = 64
 """What is needed beside connections: listeners, the journal and its rotation, files that are read again."""
@@ -177,12 +178,19 @@ class Defender(MultiService):
             },
             self.journal,
         )
+        self._pulse = Pulse(poll)
+        self.supervision = SupervisionService(
+            reactor,
+            adopt_supervision(os.environ, os.getpid()),
+            {"clients": self._pulse.check, "recorder": self.journal.check},
+        )
         # Started in this order and stopped in the reverse: nothing is let in before there is a policy to
         # judge it.
         self.proxy.setServiceParent(self)
         self._engine_watch.setServiceParent(self)
         self.listener.setServiceParent(self)
         control.setServiceParent(self)
+        self.supervision.setServiceParent(self)
 
     def _terms(self, settings: Settings) -> Terms:
         return Terms(
@@ -215,6 +223,7 @@ class Defender(MultiService):
         self._names.start()
         self._policy_watch.start()
         self._locks_watch.start()
+        self._pulse.start()
         self.listener.started.addCallback(self._reported)
         super().startService()
         self._poll.lead()
@@ -227,6 +236,7 @@ class Defender(MultiService):
             self._policy_watch.stop()
             self._locks_watch.stop()
             self._names.stop()
+            self._pulse.stop()
             self._poll.follow()
             self.journal.record(defender_event("defender_stop", version=__version__))
             return self.journal.stop().addCallback(lambda _: result)
@@ -285,6 +295,7 @@ class Defender(MultiService):
                 problems=problems,
             )
         )
+        self._say_condition()
 
     def _locks_changed(self, text: str) -> None:
         try:
@@ -336,6 +347,16 @@ class Defender(MultiService):
                 detail=report.reason or report.outcome,
             )
         )
+        self._say_condition()
+
+    def _say_condition(self) -> None:
+        """Tell the service manager, but nothing before each listener has been tried."""
+        if not self.listener.started.called:
+            return
+        policy = self.activation.policy
+        rules = f"policy of {len(policy.rules)} rules" if policy else "no policy, everything is denied"
+        wanted = "" if self.listener.actual == self.listener.desired else f" of {self.listener.desired}"
+        self.supervision.serving(f"listening on {self.listener.actual}{wanted}; {rules}")
 
     # -- settings
 
@@ -391,6 +412,7 @@ class Defender(MultiService):
         return self._reloaded(said, ok=ok)
 
     def _reloaded(self, said: list[str], *, ok: bool) -> Told:
+        self._say_condition()
         said = said or ["nothing has changed"]
         (self.log.info if ok else self.log.error)("reload: {said}", said="; ".join(said))
         return Told(ok, said)

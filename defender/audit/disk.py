@@ -46,6 +46,12 @@ class DiskThread:
             self._thread.start()
         self._work.put((command, answer))
 
+    def check(self) -> str:
+        """Say what is wrong with the thread; "" if it works. One that has ended answers nobody."""
+        return (
+            "the thread of the audit disk has ended" if self._started and not self._thread.is_alive() else ""
+        )
+
     def stop(self) -> None:
         """Close the store when all is done that was submitted; does not wait for it, nor hear of it."""
         if self._started:

@@ -61,6 +61,7 @@ class Disk(Protocol):
 
     def submit(self, command: Command, answer: Callable[[Answer], object]) -> None: ...
     def wait(self, timeout: float) -> bool: ...
+    def check(self) -> str: ...
     def stop(self) -> None: ...
 
 
@@ -542,6 +543,10 @@ class Journal:
             self._stopping.callback(None)
 
     # -- for people
+
+    def check(self) -> str:
+        """What a new start would mend, "" for nothing; it mends no disk that fails."""
+        return self._disk.check()
 
     def status(self) -> dict[str, object]:
         """What an operator wants to know: of ``defenderctl local status``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -175,3 +176,44 @@ class DefenderTests(TestCase):
         self.assertEqual(actions[-2:], ["defender_stop", "audit_close"])
         self.assertFalse((self.state / "docker.sock").exists())
         self.assertFalse((self.state / "control.sock").exists())
+
+    @inlineCallbacks
+    def test_service_manager_hears_of_the_life(self) -> Any:
+        """Ready when the listeners have been tried, well while clients are served, stopping at the end."""
+        yield self.defender.stopService()
+        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.addCleanup(manager.close)
+        manager.bind(str(self.state / "notify"))
+        variables = {"NOTIFY_SOCKET": str(self.state / "notify"), "WATCHDOG_USEC": "400000"}
+        os.environ.update(variables)
+        self.defender = self.start()
+        self.assertEqual([name for name in variables if name in os.environ], [])
+        heard: list[bytes] = []
+
+        def listen() -> bool:
+            try:
+                heard.append(manager.recv(4096))
+            except BlockingIOError:
+                return False
+            return heard.count(b"WATCHDOG=1\n") > 2
+
+        yield self.until(listen)
+        self.assertEqual(heard[0], b"READY=1\nSTATUS=listening on unix; policy of 1 rules\n")
+        yield self.defender.reload()
+        (self.state / "policy.yaml").write_text(
+            POLICY + POLICY.partition("rules:\n")[2].replace("name: all", "name: more")
+        )
+        yield self.defender.reload()
+        yield self.defender.stopService()
+        while b"STOPPING=1\n" not in heard:
+            listen()
+        self.assertIn(b"STATUS=listening on unix; policy of 2 rules\n", heard)
+
+    @inlineCallbacks
+    def test_poll_that_does_not_come_round_is_found(self) -> Any:
+        yield self.until(lambda: self.defender.listener.started.called)
+        pulse = self.defender._pulse
+        yield pulse.check()
+        self.defender._poll.removeReader(pulse)
+        self.assertNoResult(pulse.check())
+        self.defender._poll.addReader(pulse)

@@ -40,6 +40,9 @@ class Disk:
         self.step()
         return True
 
+    def check(self) -> str:
+        return ""
+
     def stop(self) -> None:
         self.stopped = True
         self.store.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +34,13 @@ class DiskThreadTests(TestCase):
         answers.append((yield second))
         self.assertEqual([type(answer) for answer in answers], [Opening, There])
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+    def test_thread_that_has_ended_is_found(self) -> None:
+        disk = DiskThread(Store(Path(self.mktemp()), "web1", segment_bytes=SEGMENT), reactor)
+        self.assertEqual(disk.check(), "", "not started is not ended")
+        disk._thread = threading.Thread(target=lambda: None)
+        disk.submit(Open(), lambda _: None)
+        self.addCleanup(os.close, disk.fileno())
+        self.addCleanup(disk.stop)
+        disk._thread.join()
+        self.assertEqual(disk.check(), "the thread of the audit disk has ended")
