@@ -88,6 +88,11 @@ class ChannelProtocol(Protocol):
         if not self._over:
             self.perform(outputs)
 
+    def cut(self) -> None:
+        """End the connection now, if it is not over."""
+        if not self._over:
+            self.transport.abortConnection()
+
     def leave(self, code: str, detail: str) -> None:
         """Close in good order."""
         self.say(self.session.go_away(self._reactor.seconds(), code, detail))
@@ -132,15 +137,14 @@ class ChannelProtocol(Protocol):
     def _close(self, close: Close) -> None:
         if not self._code:
             self._code, self._detail = close.code, close.detail
-        transport = self.transport
         if close.abort:
-            transport.abortConnection()
+            self.cut()
             return
-        transport.loseConnection()
+        self.transport.loseConnection()
         # The peer may never take what is written: it is not waited for.
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        self._timer = self._reactor.callLater(LINGER, transport.abortConnection)
+        self._timer = self._reactor.callLater(LINGER, self.cut)
 
     # -- time
 

@@ -118,7 +118,7 @@ class ControllerLink(Service):
         self._gone = Deferred()
         protocol = self._protocol
         protocol.leave("stopping", "the defender stops")
-        give_up = self._reactor.callLater(GOODBYE, protocol.transport.abortConnection)
+        give_up = self._reactor.callLater(GOODBYE, protocol.cut)
         return self._gone.addCallback(lambda _: give_up.cancel() if give_up.active() else None)
 
     def redial(self) -> None:
@@ -147,8 +147,8 @@ class ControllerLink(Service):
         # It may be over already.
         if not protocol.session.is_closed and self._protocol is None and self.running:
             self._protocol = protocol
-        elif protocol.transport is not None:
-            protocol.transport.abortConnection()
+        else:
+            protocol.cut()
 
     def _failed(self, failure: Failure) -> None:
         self._attempt = None
