@@ -24,7 +24,7 @@ PATIENCE = 30.0
 
 
 class Writing:
-    """A `tests.audit.writer` process; `wrapper` is what it is run under, such as strace."""
+    """A process of `program`, a module; `wrapper` is what it is run under, such as strace."""
 
     def __init__(
         self,
@@ -32,10 +32,11 @@ class Writing:
         *options: str,
         wrapper: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
+        program: str = "tests.audit.writer",
     ) -> None:
         self._buffer = b""
         self._selector = selectors.DefaultSelector()
-        command = [sys.executable, "-m", "tests.audit.writer", str(directory), *options]
+        command = [sys.executable, "-m", program, str(directory), *options]
         self.process = subprocess.Popen(
             [*wrapper, *command],
             stdin=subprocess.PIPE,
