@@ -1,0 +1,297 @@
+"""The audit trail of the whole fleet: every event that a defender was told is stored, once and in order.
+
+Each event has a position: they rise in the order in which events were taken in, across all defenders and
+days, and are what a tail, a forwarding or an export goes on from.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Final, cast
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.python.failure import Failure
+
+from controller.store.batch import Batch, Cursor, Taken, check
+from controller.store.connection import try_to_write
+from controller.store.days import Days, day_of
+from controller.store.errors import RecordsError, StoreError, fault_text, is_fault
+from controller.store.ingest import Day
+from controller.store.query import Aside, Page, Query, Stored
+from controller.store.readers import Readers
+from controller.store.search import Searcher
+from controller.store.writer import WriterThread
+
+FOLDER: Final = "events"
+#: Bytes of records that may wait, and that one transaction takes: some 3,000 events.
+MOST_WAITING: Final = 64 * 1024 * 1024
+MOST_AT_ONCE: Final = 2 * 1024 * 1024
+
+Listener = Callable[[int], None]
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was done since the start."""
+
+    stored: int = 0
+    """Events stored."""
+    repeated: int = 0
+    """Records that came again."""
+    gaps: int = 0
+    """Times that something was missing."""
+    missing: int = 0
+    """Records known to be missing."""
+    quarantined: int = 0
+    """Batches put aside."""
+    refused: int = 0
+    """Batches whose bytes were no records."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Retain:
+    """Work for the writer: remove the days before this one."""
+
+    day: str
+
+
+_Work = Batch | _Retain
+
+
+class EventStore:
+    """The folder ``events`` in the store's `directory`; `Database` holds that directory's lock.
+
+    `notes_epoch` is the number under which the store records what it finds missing: random, made once with
+    the store, 1 to 2**64 - 1. `clock` gives unix seconds, in any thread.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        reactor: IReactorFromThreads,
+        notes_epoch: int,
+        *,
+        clock: Callable[[], float] = time.time,
+        readers: int = 2,
+    ) -> None:
+        self.counts = Counts()
+        self._days = Days(directory / FOLDER)
+        self._reactor = reactor
+        self._notes_epoch = notes_epoch
+        self._clock = clock
+        self._day: Day | None = None
+        self._listeners: list[Listener] = []
+        self._searcher = Searcher(self._days)
+        self._readers = Readers(reactor, "the event store", readers)
+        self._writer: WriterThread[_Work, Taken | list[str]] = WriterThread(
+            reactor,
+            "the event store",
+            self._execute,
+            self._probe,
+            self._finish,
+            most_waiting=MOST_WAITING,
+            most_at_once=MOST_AT_ONCE,
+        )
+
+    @property
+    def problem(self) -> str:
+        """Why no event can be taken in, for people; "" if all is well."""
+        return self._writer.problem
+
+    @property
+    def position(self) -> int:
+        """The position of the newest event, 0 before the first."""
+        return self._day.position if self._day else 0
+
+    @property
+    def first_position(self) -> int:
+        """The position of the oldest event that is kept; what was before it, retention has removed."""
+        files = self._days.files
+        return files[0].first_position if files else 1
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of records that wait to be stored."""
+        return self._writer.waiting
+
+    @property
+    def commit_seconds(self) -> Sequence[float]:
+        """How long the last commits took."""
+        return tuple(self._writer.seconds)
+
+    @property
+    def days(self) -> tuple[str, ...]:
+        """The days that are kept, oldest first."""
+        return tuple(file.day for file in self._days.files)
+
+    def start(self) -> list[str]:
+        """Open the store; blocks, for the start of the program. Gives what was found damaged, for people.
+
+        Raises StoreError for what cannot be opened.
+        """
+        try:
+            self._days.open(day_of(self._clock()))
+            self._day = Day(self._days.connection, self._notes_epoch)
+            for text in self._days.put_aside:
+                self._day.connection.execute("BEGIN IMMEDIATE")
+                self._day.note("audit_put_aside", text, self._micros())
+                self._day.commit()
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"{self._days.path}: cannot be opened: {fault_text(error)}") from None
+        self._readers.start()
+        self._writer.start()
+        return list(self._days.put_aside)
+
+    def stop(self) -> Deferred[None]:
+        """Store what waits and close."""
+        if self._day is None:
+            return succeed(None)
+        self._readers.stop()
+        self._searcher.close()
+        return self._writer.stop()
+
+    def cursor(self, defender: str, epoch: int | None = None) -> Cursor | None:
+        """How far a defender's epoch (None: the one it used last) is stored; None if not at all."""
+        if self._day is None:
+            return None
+        if epoch is None:
+            return self._day.newest.get(defender)
+        return self._day.cursors.get((defender, epoch))
+
+    def cursors(self) -> list[tuple[str, Cursor]]:
+        """All of them, with the ids of their defenders."""
+        return [] if self._day is None else [(key[0], each) for key, each in self._day.cursors.copy().items()]
+
+    def ingest(self, batch: Batch) -> Deferred[Taken]:
+        """Store a batch of records, each one once. The Deferred fires when they are on disk.
+
+        It fails with RecordsError if the bytes are no records (the peer is broken; they are put aside), with
+        UnwritableStoreError or OverloadedStoreError: then nothing is stored, and it may come again.
+        """
+        return cast("Deferred[Taken]", self._writer.submit(batch, len(batch.records)))
+
+    def retain(self, days: int) -> Deferred[list[str]]:
+        """Remove the days that are more than `days` days old, at least 1; gives those that went."""
+        today = date.fromisoformat(day_of(self._clock()))
+        work = _Retain((today - timedelta(days=max(days, 1))).isoformat())
+        return cast("Deferred[list[str]]", self._writer.submit(work))
+
+    def search(self, query: Query, place: str = "", limit: int = 100) -> Deferred[Page]:
+        """Events in the order of their time. `place` is the `Page.place` of the page before."""
+        return self._readers.call(self._searcher.search, query, place, limit)
+
+    def after(
+        self, position: int, query: Query, limit: int = 1000, stop: int | None = None
+    ) -> Deferred[Page]:
+        """Events in the order in which they came, behind a position: to follow, forward and export.
+
+        None behind the position `stop`, if one is given.
+        """
+        return self._readers.call(self._searcher.after, position, query, limit, stop)
+
+    def event(self, identity: str) -> Deferred[Stored | None]:
+        """The event with this id, a UUID as text; None if there is none."""
+        return self._readers.call(self._searcher.event, identity)
+
+    def aside(self, day: str, after: int = 0) -> Deferred[list[Aside]]:
+        """Batches that were put aside on a day, at most 100 behind the number `after`."""
+        return self._readers.call(self._searcher.aside, day, after)
+
+    def verify(self, day: str) -> Deferred[list[str]]:
+        """What is wrong with the chains of a day as they are stored, for people. Reads all of it."""
+        return self._readers.call(self._searcher.verify, day)
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with the newest position, in the reactor's thread, when events were stored.
+
+        Call what is returned to end it.
+        """
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener) if listener in self._listeners else None
+
+    def _micros(self) -> int:
+        return int(self._clock() * 1_000_000)
+
+    def _execute(self, group: Sequence[_Work]) -> list[Taken | list[str] | Failure]:
+        assert self._day is not None
+        today = day_of(self._clock())
+        if self._days.due(today):
+            self._days.turn(today)
+            self._day = Day(self._days.connection, self._notes_epoch)
+        try:
+            answers = self._together(group)
+        except Exception as error:
+            if is_fault(error) or len(group) == 1:
+                raise
+            # One of them is what the code did not foresee: the others must not suffer for it.
+            answers = [self._alone(work) for work in group]
+        self._reactor.callFromThread(self._tell)
+        return answers
+
+    def _alone(self, work: _Work) -> Taken | list[str] | Failure:
+        try:
+            return self._together([work])[0]
+        except Exception as error:
+            if is_fault(error):
+                raise
+            return Failure(error)
+
+    def _together(self, group: Sequence[_Work]) -> list[Taken | list[str] | Failure]:
+        day = self._day
+        assert day is not None
+        answers: list[Taken | list[str] | Failure] = []
+        day.connection.execute("BEGIN IMMEDIATE")
+        try:
+            for work in group:
+                answers.append(self._one(day, work))
+            day.commit()
+        except BaseException:
+            if day.connection.in_transaction:
+                day.connection.execute("ROLLBACK")
+            day.reload()
+            raise
+        self._count(answers)
+        return answers
+
+    def _one(self, day: Day, work: _Work) -> Taken | list[str] | Failure:
+        if isinstance(work, _Retain):
+            return self._days.remove_before(work.day)
+        received = self._micros()
+        try:
+            return day.take(work, check(work), received)
+        except RecordsError as error:
+            day.refuse(work, str(error), received)
+            return Failure(error)
+
+    def _count(self, answers: Sequence[Taken | list[str] | Failure]) -> None:
+        counts = self.counts
+        for answer in answers:
+            if isinstance(answer, Failure):
+                counts.refused += 1
+            elif isinstance(answer, Taken):
+                counts.stored += answer.stored
+                counts.repeated += answer.repeated
+                counts.gaps += bool(answer.missing)
+                counts.missing += max(answer.missing, 0)
+                counts.quarantined += bool(answer.quarantined)
+
+    def _tell(self) -> None:
+        for listener in list(self._listeners):
+            listener(self.position)
+
+    def _probe(self) -> None:
+        assert self._day is not None
+        # What failed may have failed while a new day was made.
+        connection = self._days.connection
+        if self._day.connection is not connection:
+            self._day = Day(connection, self._notes_epoch)
+        try_to_write(connection)
+
+    def _finish(self) -> None:
+        self._days.close()
