@@ -12,9 +12,8 @@ from OpenSSL import SSL, crypto
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.interfaces import IHandshakeListener, IOpenSSLServerConnectionCreator
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.tls import TLSMemoryBIOFactory
-from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 from zope.interface import implementer
@@ -165,15 +164,13 @@ class _Server:
         connection.set_accept_state()
         return connection
 
-    def listen(self, factory: Factory, port: int = 0) -> None:
-        self._port = reactor.listenTCP(
-            port or self.port,
-            TLSMemoryBIOFactory(self, False, _Counted(factory, self)),
-            interface="127.0.0.1",
-        )
+    def listen(self, factory: Factory) -> None:
+        self._port = reactor.listenTCP(self.port, _Counted(self, factory), interface="127.0.0.1")
         self.port = self._port.getHost().port
 
     def came(self, connection: Any) -> None:
+        if connection in self.connections:
+            return  # Twisted's TLS says so twice
         self.connected += 1
         self.connections.add(connection)
         self._gone[connection] = Deferred()
@@ -184,39 +181,29 @@ class _Server:
 
     def stop(self) -> Deferred[Any]:
         """Listen no more, end every connection; fires once they are gone."""
-        waiting: list[Deferred[Any]] = [maybeDeferred(self._port.stopListening), *self._gone.values()]
+        waiting: list[Deferred[Any]] = list(self._gone.values())
+        port, self._port = self._port, None
+        if port is not None:
+            waiting.append(maybeDeferred(port.stopListening))
         for connection in list(self.connections):
-            connection.transport.abortConnection()
+            connection.abortConnection()
         return DeferredList(waiting)
 
 
-class _Counted(Factory):
+class _Counted(TLSMemoryBIOFactory):
     noisy = False
 
-    def __init__(self, inner: Factory, server: _Server) -> None:
-        self._inner = inner
+    def __init__(self, server: _Server, factory: Factory) -> None:
+        super().__init__(server, False, factory)
         self._server = server
 
-    def doStart(self) -> None:  # noqa: N802
-        self._inner.doStart()
+    def registerProtocol(self, protocol: Any) -> None:  # noqa: N802
+        super().registerProtocol(protocol)
+        self._server.came(protocol)
 
-    def doStop(self) -> None:  # noqa: N802
-        self._inner.doStop()
-
-    def buildProtocol(self, address: Any) -> Any:
-        protocol: Any = self._inner.buildProtocol(address)
-        made, lost = protocol.connectionMade, protocol.connectionLost
-
-        def connection_made() -> None:
-            self._server.came(protocol)
-            made()
-
-        def connection_lost(reason: Failure = connectionDone) -> None:
-            lost(reason)
-            self._server.left(protocol)
-
-        protocol.connectionMade, protocol.connectionLost = connection_made, connection_lost
-        return protocol
+    def unregisterProtocol(self, protocol: Any) -> None:  # noqa: N802
+        super().unregisterProtocol(protocol)
+        self._server.left(protocol)
 
 
 class SyslogServer(_Server):

@@ -87,7 +87,7 @@ class SyslogReceiverTests(TestCase):
         server = self.serve(reading=False)
         receiver = self.receiver(server, settle=30.0)
         await receiver.deliver(1, [SyslogFormat().encode(event(1))])
-        for connection in server.connections:
+        for connection in list(server.connections):
             connection.transport.abortConnection()
         await self.told
         self.assertEqual(self.confirmed, [])
@@ -98,7 +98,7 @@ class SyslogReceiverTests(TestCase):
         receiver = self.receiver(server)
         await receiver.deliver(1, [SyslogFormat().encode(event(1))])
         await server.until(1)
-        for connection in server.connections:
+        for connection in list(server.connections):
             connection.transport.loseConnection()
         while not self.lost:
             await self.told
