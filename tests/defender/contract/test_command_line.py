@@ -121,6 +121,7 @@ TOKENS = (
     "hvs." + "aB3" * 8,
     "SWMTKN-1-" + "0a" * 25 + "-" + "1b" * 12,
     "SWMKEY-1-" + "aB3+/" * 8,
+    "dft1." + "a2" * 8 + "." + "b3" * 16 + "." + "c4" * 26,
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
     "aB3xY9" * 8 + "==",
 )
