@@ -69,7 +69,7 @@ ROUTES: Final = (
         "/api/v1/enrollments/{enrollment}",
         "decide_enrollment",
         "Approve a defender that waits, or reject it.",
-        "join_tokens.write",
+        "defenders.write",
         decide_enrollment,
         status=204,
         variables={"enrollment": shapes.IDENTIFIER},

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from controller.api import shapes
 from controller.api.ports import AuditWish
 from controller.api.problems import invalid
 from controller.api.routes import PAGING, Answer, Call, Route
-from controller.api.schema import Choice, Fault, Field, Flag, Integer, Moment
+from controller.api.schema import Choice, Fault, Faults, Field, Flag, Integer, ListOf, Moment, Text
 from controller.api.stream import EXPORTERS, Form, JsonLines, ServerSentEvents
-from defender.contract.audit import KINDS, PHASES
 
 _POSITION: Final = re.compile(shapes.POSITION.pattern)
+_PATH: Final = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 
 
 def _wish(query: Mapping[str, Any]) -> AuditWish:
-    """The conditions of a query; problem 400 if they leave no time between them."""
-    chosen: dict[str, Any] = {key: query[key] for key in _WORDS if key in query}
+    """The conditions of a query; problem 400 if one of them cannot be used."""
+    faults = Faults()
+    fields = [(_PATHS[name], query[name]) for name in _PATHS if name in query]
     if "status" in query:
-        chosen["status"] = query["status"]
-    for key in ("since", "until"):
-        if key in query:
-            chosen[key] = datetime.fromisoformat(query[key]).timestamp()
-    if "since" in chosen and "until" in chosen and chosen["since"] > chosen["until"]:
-        raise invalid([Fault("/until", "must not be before since")], "query", 400)
-    return AuditWish(**chosen)
+        fields.append(("result.status", str(query["status"])))
+    for pair in query.get("field", ()):
+        path, mark, glob = pair.partition("=")
+        if not mark or _PATH.fullmatch(path) is None:
+            faults.add("/field", "must be PATH=GLOB, such as req.query.fromImage=nginx")
+        fields.append((path, glob))
+    since, until = (_micros(query[key]) if key in query else None for key in ("since", "until"))
+    if since is not None and until is not None and since > until:
+        faults.add("/until", "must not be before since")
+    if faults.found:
+        raise invalid(faults.found, "query", 400)
+    listed = {name + "s": tuple(query.get(name, ())) for name in _LISTS}
+    return AuditWish(**listed, fields=tuple(fields), since=since, until=until)
+
+
+def _micros(text: str) -> int:
+    return (datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 async def search(call: Call) -> Answer:
@@ -82,26 +93,31 @@ async def sinks(call: Call) -> Answer:
     return Answer(await call.ports.audit.sinks())
 
 
-_WORDS: Final[Mapping[str, Field]] = {
-    "defender": shapes.GLOB,
-    "user": shapes.GLOB,
-    "group": shapes.GLOB,
-    "action": shapes.GLOB,
-    "effect": Choice(("allow", "deny")),
-    "rule": shapes.GLOB,
-    "kind": Choice((*KINDS, "admin")),
-    "phase": Choice(tuple(PHASES)),
-    "via": Choice(("tls", "unix", "defender", "session", "token")),
-    "source": shapes.GLOB,
-    "target": shapes.GLOB,
-    "serial": shapes.GLOB,
-    "corr": shapes.IDENTIFIER,
+_LISTS: Final[Mapping[str, Field]] = {
+    "defender": ListOf(shapes.GLOB, 16, about="Name or id; any of them."),
+    "user": ListOf(shapes.GLOB, 16, about="Any of them."),
+    "action": ListOf(shapes.GLOB, 16, about="Any of them."),
+    "effect": ListOf(Choice(("allow", "deny")), 2),
 }
+_PATHS: Final[Mapping[str, str]] = {
+    "group": "actor.groups",
+    "via": "actor.via",
+    "source": "actor.src",
+    "serial": "actor.serial",
+    "target": "req.target",
+    "rule": "decision.rule",
+    "kind": "kind",
+    "phase": "phase",
+    "corr": "corr",
+}
+"""Condition -> where it stands in an event."""
 _FILTERS: Final[Mapping[str, Field]] = {
-    **_WORDS,
+    **_LISTS,
+    **dict.fromkeys(_PATHS, shapes.GLOB),
     "status": Integer(0, 999, "HTTP status that the client got."),
+    "field": ListOf(Text(400, about="PATH=GLOB for any key of an event."), 10),
     "since": Moment("Not before this time."),
-    "until": Moment("Not after this time."),
+    "until": Moment("Before this time."),
 }
 
 ROUTES: Final = (

@@ -43,7 +43,7 @@ from controller.api.problems import PROBLEM_TYPE, ProblemError, invalid, read_js
 from controller.api.repeats import Repeats
 from controller.api.routes import SIGNED_IN, Answer, Call, Route
 from controller.api.schema import Fault, Faults
-from controller.api.stream import StreamLimits, Streams, deferred
+from controller.api.stream import StreamLimits, Streams, cut_off, deferred
 
 PATIENCE: Final = 60.0
 """Seconds for an operation; after them the client is told that nobody knows."""
@@ -212,7 +212,9 @@ class Dispatcher:
                 raise TypeError(f"{route.operation} does not give what it declares: {faults.found}")
         return _sent(request, route.media[0], to_json(answer.body))
 
-    def _problem(self, failure: Failure, request: Request, route: Route, actor: Actor) -> bytes | None:
+    def _problem(
+        self, failure: Failure, request: Request, route: Route, actor: Actor
+    ) -> bytes | Deferred[None] | None:
         if request._disconnected:
             # Nobody is there to be told; a fault of ours is still one.
             if not failure.check(CancelledError, ProblemError, ports.PortError):
@@ -222,10 +224,7 @@ class Dispatcher:
             return None
         if request.startedWriting:
             _log.failure("{operation} failed within its answer", failure, operation=route.operation)
-            channel = request.channel
-            if channel is not None:
-                channel.forceAbortClient()
-            return None
+            return cut_off(request)
         error = problem_of(failure.value)
         if error is None:
             _log.failure(

@@ -36,7 +36,13 @@ _API_TOKEN: Final[Mapping[str, Any]] = {
 }
 _COUNTS: Final[Mapping[str, Any]] = {"acked": 1, "refused": 0, "waiting": 0, "offline": 0, "total": 1}
 _STEP: Final[Mapping[str, Any]] = {"defender": _WEB1, "name": "web1", "state": "acked", "detail": ""}
-_STREAM: Final[Mapping[str, Any]] = {"desired": 12, "active": 12, "state": "acked", "detail": ""}
+_STREAM: Final[Mapping[str, Any]] = {
+    "key_epoch": 0,
+    "desired": 12,
+    "active": 12,
+    "state": "acked",
+    "detail": "",
+}
 _DEFENDER: Final[Mapping[str, Any]] = {
     "id": _WEB1,
     "name": "web1",
@@ -101,7 +107,9 @@ _ENROLLMENT: Final[Mapping[str, Any]] = {
     "asked_at": _NOON,
 }
 _STORED_EVENT: Final[Mapping[str, Any]] = {
-    "position": "20261121-4711",
+    "position": "4711",
+    "defender": _WEB1,
+    "stored_at": "2026-11-21T22:13:03.411Z",
     "event": {
         "v": 1,
         "id": "0193a2e4-5b1c-7c3e-9a51-3f0c2b7d9e10",
@@ -197,8 +205,18 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
         "old": "11",
         "new": "draft",
         "unified": "--- 11\n+++ draft\n@@ -1 +1 @@\n-schema: 1\n+schema: 1 \n",
-        "rules": [{"rule": "ci", "change": "added", "detail": ""}],
+        "rules": [
+            {
+                "rule": "ci",
+                "change": "added",
+                "place_before": 0,
+                "place_after": 1,
+                "detail": "added at place 1",
+            }
+        ],
+        "target": "",
     },
+    "Preview": {"enter": ["web2"], "leave": [], "uncovered": []},
     "Rollout": {
         "policy": "builders",
         "version": 13,
@@ -225,7 +243,7 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
     "JoinTokenPage": _page(_JOIN_TOKEN),
     "CreatedJoinToken": {**_JOIN_TOKEN, "token": "dft1.EXAMPLE"},
     "StoredEvent": _STORED_EVENT,
-    "EventPage": {"items": [_STORED_EVENT], "next": "20261121-4711"},
+    "EventPage": {"items": [_STORED_EVENT], "next": "1795299183402000.4711"},
     "ChainPage": _page(_CHAIN),
     "SinkPage": _page(_SINK),
     "Liveness": {"alive": True},

@@ -73,6 +73,11 @@ async def diff(call: Call) -> Answer:
     return Answer(await call.ports.policies.diff(call.path["policy"], old, new))
 
 
+async def preview(call: Call) -> Answer:
+    """Which defenders would get the draft."""
+    return Answer(await call.ports.policies.preview(call.path["policy"]))
+
+
 async def publish(call: Call) -> Answer:
     """Publish the draft."""
     name = call.path["policy"]
@@ -95,9 +100,9 @@ async def rollout(call: Call) -> Answer:
 
 
 async def steer_rollout(call: Call) -> Answer:
-    """Go on after a halt, or give up."""
-    resume = call.body["action"] == "resume"
-    return Answer(await call.ports.policies.steer_rollout(call.actor, call.path["policy"], resume))
+    """Halt, go on after a halt, or give up."""
+    action = call.body["action"]
+    return Answer(await call.ports.policies.steer_rollout(call.actor, call.path["policy"], action))
 
 
 _POLICY: Final[Mapping[str, Field]] = {"policy": shapes.POLICY_NAME}
@@ -234,6 +239,16 @@ ROUTES: Final = (
         answer=shapes.DIFFERENCE,
     ),
     Route(
+        "GET",
+        "/api/v1/policies/{policy}/preview",
+        "preview_policy",
+        "Which defenders would get the draft, and which would lose the policy.",
+        "policies.read",
+        preview,
+        variables=_POLICY,
+        answer=shapes.PREVIEW,
+    ),
+    Route(
         "POST",
         "/api/v1/policies/{policy}/explain",
         "explain_policy",
@@ -259,7 +274,7 @@ ROUTES: Final = (
         "POST",
         "/api/v1/policies/{policy}/rollout",
         "steer_rollout",
-        "Resume a rollout that was halted, or abort it.",
+        "Halt a rollout, resume one that is halted, or abort it.",
         "policies.publish",
         steer_rollout,
         variables=_POLICY,

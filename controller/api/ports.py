@@ -252,6 +252,9 @@ class Policies(Protocol):
     def diff(self, name: str, old: int | None, new: int | None) -> Awaitable[Json]:
         """`Difference`; `None` for old is the published version, for new the draft."""
 
+    def preview(self, name: str) -> Awaitable[Json]:
+        """`Preview` of the draft's target."""
+
     def publish(self, actor: Actor, name: str, wanted: Json, expected: Expected) -> Awaitable[Json]:
         """`Rollout`, from `Publication`; InvalidError with the draft's problems, ChangedError."""
 
@@ -261,8 +264,8 @@ class Policies(Protocol):
     def rollout(self, name: str) -> Awaitable[Json]:
         """`Rollout`: the newest of the policy."""
 
-    def steer_rollout(self, actor: Actor, name: str, resume: bool) -> Awaitable[Json]:
-        """`Rollout`: go on after a halt, or give it up. ConflictError if it is not halted."""
+    def steer_rollout(self, actor: Actor, name: str, action: str) -> Awaitable[Json]:
+        """`Rollout`: `halt` it, `resume` it after a halt, or `abort` it; ConflictError if that cannot be."""
 
 
 class Locks(Protocol):
@@ -297,24 +300,20 @@ Positioned = tuple[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class AuditWish:
-    """Which events: every condition that is given must hold; texts are globs. Times are unix seconds."""
+    """Which events: every condition that is given must hold; of several texts one is enough.
 
-    defender: str = ""
-    user: str = ""
-    group: str = ""
-    action: str = ""
-    effect: str = ""
-    rule: str = ""
-    kind: str = ""
-    phase: str = ""
-    via: str = ""
-    source: str = ""
-    target: str = ""
-    serial: str = ""
-    corr: str = ""
-    status: int | None = None
-    since: float | None = None
-    until: float | None = None
+    Texts are globs of `*` and `?` without regard to case; `defenders` are names or ids. `fields` are paths into
+    the event with a glob, as `("req.query.fromImage", "nginx")`; of a list one element must match. Times are
+    unix microseconds, `until` is excluded.
+    """
+
+    defenders: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    effects: tuple[str, ...] = ()
+    fields: tuple[tuple[str, str], ...] = ()
+    since: int | None = None
+    until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from controller.accounts import ROLES
 from controller.api.schema import (
     Choice,
     Field,
@@ -22,11 +23,13 @@ from controller.api.schema import (
     Record,
     Text,
 )
+from controller.fleet import MAX_RANK
 from defender.contract.audit import timestamp
 from defender.contract.document import MAX_BYTES
 
 MODES: Final = ("none", "unix", "tcp", "unix+tcp")
-ROLES: Final = ("admin", "operator", "auditor", "user")
+_STANDINGS: Final = ("acked", "refused", "offline", "sent", "queued")
+"""How a defender stands to what it should have; see `controller.releases.Standing`."""
 
 _DAY: Final = 86400
 _YEAR: Final = 365 * _DAY
@@ -64,7 +67,7 @@ CURSOR: Final = Text(
 LABELS: Final = MapOf(LABEL_KEY, LABEL_VALUE, about="Labels, name to value.")
 ADDRESS: Final = Text(64, low=0)
 SHORT: Final = Text(2000, low=0, lines=True)
-COUNT: Final = Integer(0, 2**63 - 1)
+COUNT: Final = Integer(0, 2**64 - 1)
 
 
 def moment(seconds: float) -> str:
@@ -104,7 +107,7 @@ PROBLEM: Final = Record(
 CREDENTIALS: Final = Record("Credentials", {"user": USER, "password": PASSWORD})
 _PRINCIPAL: Final[dict[str, Field]] = {
     "user": USER,
-    "roles": ListOf(Choice(ROLES)),
+    "roles": ListOf(Choice(tuple(ROLES))),
     "permissions": ListOf(Text(64)),
     "expires_at": Moment(),
 }
@@ -117,14 +120,14 @@ ACCOUNT: Final = Record(
     "Account",
     {
         "user": USER,
-        "roles": ListOf(Choice(ROLES)),
+        "roles": ListOf(Choice(tuple(ROLES))),
         "disabled": Flag(),
         "created_at": Moment(),
         "last_login_at": Nullable(Moment()),
     },
 )
 ACCOUNT_PAGE: Final = page("AccountPage", ACCOUNT)
-_ROLES: Final = ListOf(Choice(ROLES), high=len(ROLES), low=1)
+_ROLES: Final = ListOf(Choice(tuple(ROLES)), high=len(ROLES), low=1)
 NEW_ACCOUNT: Final = Record("NewAccount", {"user": USER, "password": PASSWORD, "roles": _ROLES})
 ACCOUNT_CHANGE: Final = Record(
     "AccountChange", {}, {"roles": _ROLES, "disabled": Flag(), "password": PASSWORD}, least=1
@@ -154,9 +157,10 @@ CREATED_API_TOKEN: Final = Record("CreatedApiToken", {**API_TOKEN.required, "tok
 STREAM_STATE: Final = Record(
     "StreamState",
     {
+        "key_epoch": COUNT,
         "desired": Nullable(COUNT),
         "active": Nullable(COUNT),
-        "state": Choice(("acked", "refused", "waiting", "offline", "none")),
+        "state": Choice((*_STANDINGS, "none")),
         "detail": SHORT,
     },
     about="One stream of one defender: the version it should have, the one it has, and why not if not.",
@@ -233,7 +237,7 @@ STEP: Final = Record(
     {
         "defender": IDENTIFIER,
         "name": Text(255),
-        "state": Choice(("acked", "refused", "waiting", "offline")),
+        "state": Choice(_STANDINGS),
         "detail": SHORT,
     },
     about="How far one defender is.",
@@ -260,8 +264,13 @@ CHANGE: Final = Record(
 TARGET: Final = Record(
     "Target",
     {},
-    {"names": ListOf(GLOB, high=256, low=1), "labels": LABELS},
-    about="Which defenders get the policy; nothing means all.",
+    {
+        "ids": ListOf(DEFENDER, high=1000, low=1, about="Ids or names."),
+        "names": ListOf(GLOB, high=256, low=1),
+        "labels": LABELS,
+        "rank": Integer(0, MAX_RANK, "Of several policies for a defender the highest wins."),
+    },
+    about="Which defenders get the policy; no condition means all.",
 )
 POLICY: Final = Record(
     "Policy",
@@ -321,10 +330,24 @@ DIFFERENCE: Final = Record(
                 {
                     "rule": Text(256),
                     "change": Choice(("added", "removed", "changed", "moved")),
+                    "place_before": COUNT,
+                    "place_after": COUNT,
                     "detail": SHORT,
                 },
+                about="Places count from 1; 0 for a rule that is not there.",
             ),
             10_000,
+        ),
+        "target": Text(2000, low=0, about="How the target changes, empty if it does not."),
+    },
+)
+PREVIEW: Final = Record(
+    "Preview",
+    {
+        "enter": ListOf(Text(255), 100_000, about="Names of defenders that would get the policy."),
+        "leave": ListOf(Text(255), 100_000, about="Those that would no longer have it."),
+        "uncovered": ListOf(
+            Text(255), 100_000, about="Those that no policy would be left for: all is denied."
         ),
     },
 )
@@ -341,7 +364,7 @@ ROLLOUT: Final = Record(
     {
         "policy": POLICY_NAME,
         "version": COUNT,
-        "state": Choice(("running", "halted", "done", "aborted")),
+        "state": Choice(("running", "halted", "aborted", "settled")),
         "wave": COUNT,
         "waves": COUNT,
         "detail": SHORT,
@@ -352,7 +375,7 @@ ROLLOUT: Final = Record(
     },
     about="A version on its way through the fleet.",
 )
-STEERING: Final = Record("Steering", {"action": Choice(("resume", "abort"))})
+STEERING: Final = Record("Steering", {"action": Choice(("halt", "resume", "abort"))})
 QUESTION: Final = Record(
     "Question",
     {"user": Text(256), "host": Text(255), "action": Text(128)},
@@ -439,7 +462,10 @@ EVENT: Final = Free("An event as docs/reference/event.schema.json describes it."
 POSITION: Final = Text(
     128, pattern=r"[\x21-\x7e]+", meaning="a position that an answer gave", about="A position, opaque."
 )
-STORED_EVENT: Final = Record("StoredEvent", {"position": POSITION, "event": EVENT})
+STORED_EVENT: Final = Record(
+    "StoredEvent",
+    {"position": POSITION, "defender": IDENTIFIER, "stored_at": Moment(), "event": EVENT},
+)
 EVENT_PAGE: Final = page("EventPage", STORED_EVENT)
 CHAIN: Final = Record(
     "Chain",

@@ -59,6 +59,14 @@ def deferred(waiting: Awaitable[_T]) -> Deferred[_T]:
     return Deferred.fromCoroutine(run())
 
 
+def cut_off(request: Request) -> Deferred[None]:
+    """Abort the connection of an answer that has begun. The result never fires: nothing ends the answer."""
+    channel = request.channel
+    if channel is not None:
+        channel.forceAbortClient()
+    return Deferred()
+
+
 @implementer(IPushProducer)
 class StreamWriter:
     """Writes an answer piece by piece, at the pace of its client."""
@@ -76,6 +84,9 @@ class StreamWriter:
         # A proxy that collects an answer before it passes it on would hold a stream for ever.
         self._request.setHeader(b"X-Accel-Buffering", b"no")
         self._request.registerProducer(self, True)
+        # A channel that is waiting already, for a client that has not read the answer before this one, does
+        # not say so again.
+        self._paused = bool(getattr(self._request.channel, "_waitingForTransport", False))
         self._request.write(b"")
 
     def write(self, data: bytes) -> None:
@@ -104,12 +115,13 @@ class StreamWriter:
         if self._request.channel is not None and self._request.producer is not None:
             self._request.unregisterProducer()
 
-    def cut(self) -> None:
-        """End the connection without the end of the answer, so that nobody takes it for whole."""
-        channel = self._request.channel
-        if channel is not None:
-            self.end()
-            channel.forceAbortClient()
+    async def cut(self) -> None:
+        """End the connection without the end of the answer, so that nobody takes it for whole.
+
+        It does not return: whoever waits for the answer is cancelled once the connection is gone.
+        """
+        self.end()
+        await cut_off(self._request)
 
     def pauseProducing(self) -> None:
         """The client is slower than we are."""
@@ -320,7 +332,7 @@ class Streams:
                     writer.write(form.alive(position))
                 batch = await audit.after(position, BATCH, wanted)
         except StalledError:
-            writer.cut()
+            await writer.cut()
         except PortError as error:
             writer.write(form.end(str(error)))
         finally:
@@ -343,7 +355,6 @@ class Streams:
         writer = StreamWriter(request, self.clock, self.limits.stall)
         writer.begin(exporter.content_type)
         writer.write(exporter.head())
-        whole = False
         try:
             while True:
                 if batch.lost:
@@ -356,12 +367,8 @@ class Streams:
                 batch = await audit.after(position, BATCH, wanted, stop)
                 if batch.position == position and not batch.items:
                     break
-            whole = True
         except (StalledError, PortError):
             # Nothing in the body could say so in every form; a body without its end does.
-            pass
+            await writer.cut()
         finally:
-            if whole:
-                writer.end()
-            else:
-                writer.cut()
+            writer.end()

@@ -265,6 +265,10 @@ class FakePolicies:
         """Whatever."""
         return example("Difference")
 
+    async def preview(self, name: str) -> Json:
+        """Whatever."""
+        return example("Preview")
+
     async def publish(self, actor: Actor, name: str, wanted: Json, expected: Expected) -> Json:
         """Note it."""
         self._expect(expected)
@@ -281,7 +285,7 @@ class FakePolicies:
         """Whatever."""
         return example("Rollout")
 
-    async def steer_rollout(self, actor: Actor, name: str, resume: bool) -> Json:
+    async def steer_rollout(self, actor: Actor, name: str, action: str) -> Json:
         """Whatever."""
         return example("Rollout")
 
@@ -334,7 +338,7 @@ class FakeAudit:
         items = [
             (str(place + 1), self.events[place])
             for place in range(start, end)
-            if not wanted.action or self.events[place]["req"]["action"] == wanted.action
+            if not wanted.actions or self.events[place]["req"]["action"] in wanted.actions
         ]
         return succeed(Batch(items, str(max(start, end)), lost))
 

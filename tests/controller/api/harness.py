@@ -85,6 +85,16 @@ class Connection:
         found: bytes = self.transport.value()
         return found
 
+    def pause(self) -> None:
+        """The client reads no more."""
+        producer: Any = self.transport.producer
+        producer.pauseProducing()
+
+    def resume(self) -> None:
+        """It reads again."""
+        producer: Any = self.transport.producer
+        producer.resumeProducing()
+
     def close(self) -> None:
         """The client is gone."""
         self.protocol.connectionLost(Failure(ConnectionDone()))
