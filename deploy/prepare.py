@@ -48,6 +48,8 @@ TEST_PROGRAMS = {
     "node": "nodejs",
     "nsenter": "util-linux",
     "setpriv": "util-linux",
+    "shellcheck": "shellcheck",
+    "systemd-analyze": "systemd",
     "umount": "mount",
     "unshare": "util-linux",
 }
