@@ -38,7 +38,7 @@ SHELL_NAMES = words("""
     descriptor poll openssl
     watch forwarding trail
     folder disk joining
-    follower https peer_tls syslog_tls
+    follower https peer_tls stored syslog_tls
 """)
 
 CONTROLLER_SHELL_FOLDERS = words("cli pki store api console channel identity supervision")
