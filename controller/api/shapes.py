@@ -346,9 +346,7 @@ PREVIEW: Final = Record(
     {
         "enter": ListOf(Text(255), 100_000, about="Names of defenders that would get the policy."),
         "leave": ListOf(Text(255), 100_000, about="Those that would no longer have it."),
-        "uncovered": ListOf(
-            Text(255), 100_000, about="Those that no policy would be left for: all is denied."
-        ),
+        "uncovered": ListOf(Text(255), 100_000, about="Those left without a policy: all is denied."),
     },
 )
 PUBLICATION: Final = Record(

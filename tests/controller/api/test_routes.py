@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from controller.accounts import PERMISSIONS
 from controller.api.app import SECURITY_HEADERS, all_routes
 from controller.api.openapi import possible_problems
 from controller.api.routes import SIGNED_IN, Route
@@ -89,6 +90,10 @@ class EveryRouteTests(SynchronousTestCase):
     def test_none_is_open_by_accident(self) -> None:
         everybody = {route.operation for route in ROUTES if not route.permission}
         self.assertEqual(everybody, {"log_in", "live", "ready", "openapi"})
+
+    def test_the_permissions_are_those_of_the_roles(self) -> None:
+        asked = {route.permission for route in ROUTES} - {"", SIGNED_IN}
+        self.assertEqual(asked, set(PERMISSIONS))
 
     def test_without_a_sign_in_nothing_else_is_looked_at(self) -> None:
         for route in ROUTES:
