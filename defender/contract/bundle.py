@@ -221,9 +221,8 @@ def _decode(payload: bytes, signers: tuple[bytes, ...]) -> Bundle:
     content = fields.raw("content")
     if not isinstance(content, dict):
         raise fields.error("content", "is not an object")
-    if sha256(canonical(content)).digest() != fields.digest("content_digest"):
-        raise BundleError("content-mismatch", "the digest of the content is not the one that is stated")
-    return Bundle(
+    stated = fields.digest("content_digest")
+    bundle = Bundle(
         fleet=fields.identifier("fleet"),
         trust_domain=fields.text("trust_domain", 255, 1),
         stream=stream,
@@ -242,6 +241,20 @@ def _decode(payload: bytes, signers: tuple[bytes, ...]) -> Bundle:
         digest=sha256(payload).digest(),
         signers=signers,
     )
+    if sha256(_content_bytes(payload, fields)).digest() != stated:
+        raise BundleError("content-mismatch", "the digest of the content is not the one that is stated")
+    return bundle
+
+
+def _content_bytes(payload: bytes, fields: Fields) -> bytes:
+    """The canonical form of the content, cut out of the payload, which is in canonical form.
+
+    Encoding it again would cost a third of the time that a large list of locks takes. The fields before it
+    and behind it in the order of names are short.
+    """
+    before = canonical({name: fields.raw(name) for name in _FIELDS if name < "content"})
+    behind = canonical({name: fields.raw(name) for name in _FIELDS if name > "content"})
+    return payload[len(before) + len(',"content":') - 1 : len(payload) - len(behind)]
 
 
 def audience_value(audience: str | tuple[str, ...]) -> str | list[str]:

@@ -24,6 +24,9 @@ MAX_NUMBER: Final = 2**64 - 1
 MAX_CONTAINERS: Final = 200_000
 MAX_COMMAS: Final = 1_500_000
 
+#: Most characters of a refusal's detail, as in a NACK.
+MAX_DETAIL: Final = 1024
+
 _MAX_DIGITS: Final = 20
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -41,7 +44,7 @@ class BundleError(ContractError):
 
     def __init__(self, code: str, detail: str) -> None:
         self.code = code
-        self.detail = one_line(detail[:2000])
+        self.detail = one_line(detail[:MAX_DETAIL])[:MAX_DETAIL]
         super().__init__(code, self.detail)
 
     def __str__(self) -> str:

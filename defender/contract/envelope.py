@@ -149,19 +149,19 @@ def read_envelope(data: bytes, payload_type: str) -> Envelope:
     magic, kind_size, count, payload_size = _HEAD.unpack_from(data)
     if magic != MAGIC:
         raise BundleError("malformed", "it does not begin as an envelope does")
-    if count == 0:
-        raise BundleError("unsigned", "the envelope has no signature")
     at = _HEAD.size + kind_size
     payload_at = at + _ENTRY * count
     if count > MAX_KEYS or payload_at + payload_size != len(data):
         raise BundleError("malformed", "the envelope is cut off, or its lengths are wrong")
-    if data[_HEAD.size : at] != payload_type.encode("ascii"):
-        raise BundleError("wrong-type", f"the envelope does not hold {payload_type}")
     entries = [data[start : start + _ENTRY] for start in range(at, payload_at, _ENTRY)]
     signatures = tuple((entry[:_KEYID], entry[_KEYID:]) for entry in entries)
     keyids = [keyid for keyid, _ in signatures]
     if sorted(set(keyids)) != keyids:
         raise BundleError("malformed", "the signatures are not in the order of their key ids, each once")
+    if count == 0:
+        raise BundleError("unsigned", "the envelope has no signature")
+    if data[_HEAD.size : at] != payload_type.encode("ascii"):
+        raise BundleError("wrong-type", f"the envelope does not hold {payload_type}")
     return Envelope(payload_type, data[payload_at:], signatures)
 
 

@@ -25,8 +25,8 @@ from defender.contract.envelope import SNAPSHOT_TYPE, Signer, read_envelope, sea
 from defender.contract.trust import STREAMS, Root
 
 SNAPSHOT_SCHEMA: Final = 1
-#: Bytes of the largest snapshot's envelope: an audience of 20,000 fits.
-MAX_SNAPSHOT: Final = 1024 * 1024
+#: Bytes of the largest snapshot's envelope, which is one frame of the channel.
+MAX_SNAPSHOT: Final = 64 * 1024
 
 _FIELDS: Final = ("audience", "fleet", "positions", "schema", "time_ms", "trust_domain")
 
@@ -68,7 +68,10 @@ def sign_snapshot(snapshot: Snapshot, signers: Iterable[Signer]) -> bytes:
         }
     )
     _decode(payload)
-    return seal(SNAPSHOT_TYPE, payload, signers)
+    data = seal(SNAPSHOT_TYPE, payload, signers)
+    if len(data) > MAX_SNAPSHOT:
+        raise BundleError("too-large", f"a snapshot of {len(data)} bytes; at most {MAX_SNAPSHOT} are taken")
+    return data
 
 
 def open_snapshot(data: bytes, root: Root, *, defender: str) -> Snapshot:

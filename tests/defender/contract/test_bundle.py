@@ -213,6 +213,12 @@ class Size(RefusalCase):
         error = self.assertRaises(BundleError, self.seal, bytes(MAX_ENVELOPE))
         self.assertEqual(error.code, "too-large")
 
+    def test_what_is_said_of_it_is_short(self) -> None:
+        """A NACK has room for 1,024 characters, and escapes are longer than what they stand for."""
+        detail = self.refused("invalid-field", self.seal(self.payload(**{"\x00" * 100_000: 1})))
+        self.assertLess(len(detail), 1025)
+        self.assertEqual(len(BundleError("x", "\x00" * 5000).detail), 1024)
+
     def test_lengths_that_lie(self) -> None:
         """A length of 4 GiB costs nothing."""
         data = bytearray(signed())
@@ -414,3 +420,13 @@ class Encoding(SynchronousTestCase):
 
     def test_the_root_is_of_this_fleet(self) -> None:
         self.assertEqual((ROOT.fleet, ROOT.version), (FLEET, 1))
+
+    def test_the_digest_of_the_content_is_of_its_canonical_form(self) -> None:
+        for stream in STREAMS:
+            content = content_of(stream)
+            payload = read_envelope(signed(stream, author='{"content":{}}'), BUNDLE_TYPE).payload
+            value = json.loads(payload)
+            self.assertEqual(value["content_digest"], sha256(canonical(content)).hexdigest())
+            self.assertEqual(
+                opened(seal(BUNDLE_TYPE, payload, [signer("bundle")]), stream=stream).content, content
+            )

@@ -96,6 +96,8 @@ class Opening(SnapshotCase):
     def test_size_and_form(self) -> None:
         data = snapshot_of({"policy": at(1)})
         self.refused("too-large", self.open, data.ljust(MAX_SNAPSHOT + 1, b"\0"))
+        crowd = tuple(f"0193f0aa-0000-7000-8000-{number:012x}" for number in range(2000))
+        self.refused("too-large", snapshot_of, {}, audience=crowd)
         value = json.loads(read_envelope(data, SNAPSHOT_TYPE).payload)
         for name, bad, code in (
             ("schema", 2, "schema"),
