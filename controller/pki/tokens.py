@@ -20,8 +20,10 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final, Literal
 
-from defender.contract.join import JoinError, JoinRequest, check_defender_name
+from controller.selection import SelectionError, check_labels
+from defender.contract.join import JoinRequest
 from defender.contract.join_token import JoinToken, digest_of
+from defender.contract.pattern import Patterns, is_exemption
 
 LIFE: Final = 3600
 """Seconds that a token can be used, where nothing else was said."""
@@ -29,13 +31,16 @@ MIN_LIFE: Final = 60
 MAX_LIFE: Final = 30 * 86_400
 MAX_USES: Final = 10_000
 MAX_NETWORKS: Final = 64
-MAX_LABELS: Final = 64
+MAX_NAMES: Final = 64
+MAX_COMMENT: Final = 1000
 REPEAT: Final = 600
 """Seconds in which the same key is given the same certificate again."""
 APPROVAL_LIFE: Final = 86_400
 """Seconds in which an administrator can agree to a host that waits."""
 ASK_AGAIN: Final = 10
 """Seconds after which a waiting host asks again."""
+
+_WILD: Final = frozenset("*?")
 
 UseState = Literal["waiting", "approved", "denied", "issued"]
 
@@ -57,9 +62,9 @@ class StoredToken:
     """A token as the controller keeps it.
 
     ``networks``: where its requests may come from, in CIDR form; () for anywhere. ``labels``: what its
-    defenders are labelled with. ``name``: the one name that it is for, "" for any that is free; with a name
-    it lets that defender in again, in place of the one that has it. ``hosts``: see
-    `controller.pki.hosts`. ``approval``: an administrator has to agree to each host.
+    defenders are labeled with. ``names``: globs of the names that a defender may join under, () for any
+    (see `replaces`). ``hosts``: see `controller.pki.hosts`. ``approval``: an administrator has to agree to
+    each host.
     """
 
     id: str
@@ -71,10 +76,22 @@ class StoredToken:
     revoked: bool = False
     networks: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
-    name: str = ""
+    names: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     approval: bool = False
     created_by: str = ""
+    comment: str = ""
+
+    @property
+    def replaces(self) -> str:
+        """The one name that it is for, "" if there are more: who has it may join again under it.
+
+        Such a token has one use and one name without wild cards.
+        """
+        if self.max_uses != 1 or len(self.names) != 1:
+            return ""
+        (name,) = self.names
+        return "" if set(name) & _WILD or is_exemption(name) else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +163,11 @@ def store_token(
     max_uses: int = 1,
     networks: tuple[str, ...] = (),
     labels: Mapping[str, str] | None = None,
-    name: str = "",
+    names: tuple[str, ...] = (),
     hosts: tuple[str, ...] = (),
     approval: bool = False,
     created_by: str = "",
+    comment: str = "",
 ) -> StoredToken:
     """Return what is kept of a new token; raises TokenTermsError for terms that make no sense."""
     if not MIN_LIFE <= life <= MAX_LIFE:
@@ -158,18 +176,15 @@ def store_token(
         raise TokenTermsError("max_uses", f"a join token can be used 1 to {MAX_USES} times")
     if len(networks) > MAX_NETWORKS:
         raise TokenTermsError("networks", f"at most {MAX_NETWORKS} networks")
-    if len(hosts) > MAX_NETWORKS:
-        raise TokenTermsError("hosts", f"at most {MAX_NETWORKS} host names and networks")
-    labels = labels or {}
-    if len(labels) > MAX_LABELS:
-        raise TokenTermsError("labels", f"at most {MAX_LABELS} labels")
-    if name:
-        if max_uses != 1:
-            raise TokenTermsError("max_uses", "a token for one name has one use")
-        try:
-            check_defender_name(name)
-        except JoinError as error:
-            raise TokenTermsError("name", error.detail) from None
+    for field_name, texts in (("hosts", hosts), ("names", names)):
+        if len(texts) > MAX_NAMES or not all(0 < len(text) <= 256 and text.isprintable() for text in texts):
+            raise TokenTermsError(field_name, f"at most {MAX_NAMES} printable texts of 1 to 256 characters")
+    try:
+        check_labels(labels or {})
+    except SelectionError as error:
+        raise TokenTermsError("labels", str(error)) from None
+    if len(comment) > MAX_COMMENT:
+        raise TokenTermsError("comment", f"at most {MAX_COMMENT} characters")
     return StoredToken(
         id=token.id,
         digest=token.digest,
@@ -177,11 +192,12 @@ def store_token(
         expires=now + life,
         max_uses=max_uses,
         networks=tuple(_network(each) for each in networks),
-        labels=tuple(sorted(labels.items())),
-        name=name,
+        labels=tuple(sorted((labels or {}).items())),
+        names=names,
         hosts=hosts,
         approval=approval,
         created_by=created_by,
+        comment=comment,
     )
 
 
@@ -223,17 +239,19 @@ def judge(
         return Refuse("token-revoked", "this join token was revoked; ask for another one")
     if not _is_within(source, token.networks):
         return Refuse("address", f"this join token is not for requests from {source}")
-    if token.name and folded(token.name) != folded(request.name):
-        return Refuse("name", f"this join token is for a defender named {token.name!r}")
+    own = bool(token.replaces) and folded(token.replaces) == folded(request.name)
+    if token.names and not own and not Patterns(token.names).matches(request.name.casefold()):
+        named = ", ".join(token.names[:5])
+        return Refuse("name", f"this join token is for defenders named {named}, not {request.name!r}")
     if previous is not None:
         return _again(previous, request, now)
     if now >= token.expires:
         return Refuse("token-expired", "this join token has expired; ask for another one")
-    if holder is not None and not token.name:
+    if holder is not None and not own:
         return Refuse(
             "name-taken",
             f"there is a defender named {request.name!r}; set another `name`, remove that one, "
-            f"or ask for a token with that name, which replaces it",
+            "or ask for a token with one use for that name alone, which replaces it",
         )
     if consume(token, now) is None:
         return Refuse("token-used", "this join token was used; ask for another one")

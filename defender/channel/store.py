@@ -235,6 +235,7 @@ class MemberStore:
     def _read(self, name: str) -> dict[str, object] | None:
         path = self.directory / name
         try:
+            self._check_directory()
             content = _read_private(path)
         except FileNotFoundError:
             return None
@@ -253,17 +254,23 @@ class MemberStore:
             )
         return found
 
+    def _check_directory(self) -> None:
+        found = self.directory.stat()
+        if found.st_mode & 0o077:
+            raise MembershipError(
+                f"{self.directory}: mode {stat.S_IMODE(found.st_mode):04o} lets others in; chmod it 700, "
+                "keys are kept there"
+            )
+        if found.st_uid not in (0, os.geteuid()):
+            raise MembershipError(f"{self.directory} belongs to another user; chown it to the defender's")
+
     def _write(self, name: str, content: bytes) -> None:
         """Replace a file, so that a crash leaves the old one or the new one."""
         path = self.directory / name
         staging = self.directory / f".{name}.{secrets.token_hex(8)}"
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            mode = stat.S_IMODE(self.directory.stat().st_mode)
-            if mode & 0o077:
-                raise MembershipError(
-                    f"{self.directory}: mode {mode:04o} lets others in; chmod it 700, keys are kept there"
-                )
+            self._check_directory()
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(staging, flags, 0o600)
             try:

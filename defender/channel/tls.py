@@ -306,7 +306,13 @@ class _Attempt(Factory):
             self._fail(failure)
             return
         tls.wrappedProtocol = protocol
-        protocol.makeConnection(tls)
+        try:
+            protocol.makeConnection(tls)
+        except Exception:  # noqa: BLE001 - it is the caller's, and goes to the caller
+            failure = Failure()
+            tls.abortConnection()
+            self._fail(failure)
+            return
         done = self._settle()
         if done is not None:
             done.callback(protocol)
@@ -316,7 +322,7 @@ class _Attempt(Factory):
         outcome = _outcome_of(gate.transport.getHandle()) if gate.transport is not None else _Outcome()
         check, detail = outcome.check, outcome.detail
         if not check:
-            check, detail = _words(reason)
+            check, detail = loss_words(reason)
         self._fail(
             Failure(PeerRefusedError(detail, check=check, peer=str(self._expected), subject=outcome.subject))
         )
@@ -395,8 +401,12 @@ class _Gate(Protocol):
         self._attempt.lost(self, reason)
 
 
-def _words(reason: Failure) -> tuple[str, str]:
-    """Return (check, detail) for a connection that ended during its handshake."""
+def loss_words(reason: Failure) -> tuple[str, str]:
+    """Return (check, detail) of `PeerRefusedError` for the reason of a connection's end.
+
+    A peer that refuses our certificate says so after our handshake is done (TLS 1.3): the protocol that was
+    connected hears of it in its ``connectionLost``.
+    """
     error = reason.value
     if isinstance(error, SSL.SysCallError):
         return "disconnected", one_line(str(error))

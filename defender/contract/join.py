@@ -252,11 +252,16 @@ def decode_answer(payload: bytes) -> Answer:
 
 
 def check_defender_name(name: str) -> None:
-    """Raise JoinError (code ``name``) unless the text can be a defender's name: it is a common name."""
+    """Raise JoinError (code ``name``) unless the text can be a defender's name.
+
+    It is a common name, and no pattern: selections and locks name defenders.
+    """
     try:
         check_name(name, "cn", "defender's name")
     except IdentityError as error:
         raise JoinError("name", error.detail) from None
+    if set(name) & {"*", "?"} or name.startswith("-"):
+        raise JoinError("name", "a defender's name has no '*' and no '?' and does not begin with '-'")
     if len(name.encode()) > 64:
         raise JoinError("name", "a defender's name takes at most 64 bytes of UTF-8; set a shorter `name`")
 

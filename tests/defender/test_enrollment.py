@@ -214,7 +214,7 @@ class SecondStartTests(EnrollmentCase):
     def test_with_a_new_token_for_its_name(self) -> None:
         """It joins anew, keeps its id, and its old certificate is superseded."""
         member = self.join()
-        again = self.join(self.controller.token(name="web1"))
+        again = self.join(self.controller.token(names=("web1",)))
         self.assertEqual(again.defender, member.defender)
         self.assertNotEqual(again.serial, member.serial)
         known = self.controller.certificates[member.defender]
@@ -224,7 +224,7 @@ class SecondStartTests(EnrollmentCase):
     def test_a_token_that_waits_for_an_administrator_holds_nothing_up(self) -> None:
         member = self.join()
         again = self.successResultOf(
-            self.enrollment().begin(self.controller.token(name="web1", approval=True))
+            self.enrollment().begin(self.controller.token(names=("web1",), approval=True))
         )
         self.assertEqual(again.serial, member.serial)
 
@@ -418,7 +418,7 @@ class AbsenceTests(EnrollmentCase):
         error = self.refused(ask=self.nobody)
         self.assertEqual(error.code, "expired")
         self.assertIn("--join-token", str(error))
-        again = self.join(self.controller.token(name="web1"))
+        again = self.join(self.controller.token(names=("web1",)))
         self.assertEqual(again.defender, member.defender)
 
     def test_steps(self) -> None:

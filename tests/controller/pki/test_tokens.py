@@ -81,13 +81,15 @@ class TermsTests(SynchronousTestCase):
             ("life", {"life": 31 * 86_400}),
             ("max_uses", {"max_uses": 0}),
             ("max_uses", {"max_uses": 10_001}),
-            ("max_uses", {"max_uses": 2, "name": "web1"}),
             ("networks", {"networks": ("10.0.0.0/33",)}),
             ("networks", {"networks": ("10.1.2.3/8",)}),
             ("networks", {"networks": ("10.0.0.0/8",) * 65}),
             ("labels", {"labels": {str(n): "" for n in range(65)}}),
-            ("name", {"name": "a\nb"}),
+            ("labels", {"labels": {"": "x"}}),
+            ("names", {"names": ("a\nb",)}),
+            ("names", {"names": ("",)}),
             ("hosts", {"hosts": ("a",) * 65}),
+            ("comment", {"comment": "x" * 1001}),
         ):
             with self.assertRaises(TokenTermsError) as caught:
                 stored(**terms)
@@ -155,18 +157,29 @@ class VerdictTests(SynchronousTestCase):
             self.assertEqual(self.refused(token, source=ip_address(source)), "address")
 
     def test_a_token_for_one_name(self) -> None:
-        token = stored(name="Web1")
+        token = stored(names=("Web1",))
         self.assertIsInstance(ask(token), Issue)
         self.assertEqual(self.refused(token, request=request("web2")), "name")
+
+    def test_a_token_for_some_names(self) -> None:
+        token = stored(names=("web*", "-web9"))
+        self.assertIsInstance(ask(token), Issue)
+        for name in ("db1", "web9"):
+            self.assertEqual(self.refused(token, request=request(name)), "name", name)
 
     def test_a_name_that_is_taken(self) -> None:
         self.assertEqual(self.refused(stored(), holder="old"), "name-taken")
 
+    def test_a_token_for_several_replaces_nobody(self) -> None:
+        for terms in ({"names": ("web*",)}, {"names": ("web1", "web2")}, {"names": ("web1",), "max_uses": 2}):
+            self.assertEqual(self.refused(stored(**terms), holder="old"), "name-taken")
+
     def test_a_token_for_a_name_lets_its_defender_in_again(self) -> None:
         """With the same id: its events, labels and locks go on."""
-        verdict = ask(stored(name="web1"), holder="old")
-        assert isinstance(verdict, Issue)
-        self.assertEqual((verdict.use.defender, verdict.replaces), ("old", True))
+        for name in ("web1", "web-1.example"):
+            verdict = ask(stored(names=(name.upper(),)), holder="old", request=request(name))
+            assert isinstance(verdict, Issue)
+            self.assertEqual((verdict.use.defender, verdict.replaces), ("old", True))
 
     def test_names_are_compared_folded(self) -> None:
         self.assertEqual(folded("WEB\u00e9"), folded("web\u0065\u0301"))

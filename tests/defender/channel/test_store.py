@@ -154,6 +154,15 @@ class RefusedTests(StoreCase):
     def test_a_directory_open_to_others(self) -> None:
         self.directory.chmod(0o755)
         self.assertRaises(MembershipError, self.store.save, self.member)
+        self.assertIn("chmod it 700", self.refused())
+
+    def test_a_directory_of_another_user(self) -> None:
+        if os.geteuid() == 0:
+            os.chown(self.directory, 12345, -1)
+        else:
+            owner = self.directory.stat().st_uid
+            self.patch(os, "geteuid", lambda: owner + 1)
+        self.assertIn("chown it", self.refused())
 
     def test_a_link(self) -> None:
         self.path.rename(self.directory / "elsewhere")

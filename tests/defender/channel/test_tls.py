@@ -24,6 +24,7 @@ from defender.channel.tls import (
     channel_binding,
     checked_endpoint,
     client_context,
+    loss_words,
     peer_identity,
 )
 from defender.contract.join_token import pin_of
@@ -47,7 +48,7 @@ class Client(Protocol):
         type(self).made += 1
         self.received = b""
         self.heard: Deferred[bytes] = Deferred()
-        self.ended: Deferred[object] = Deferred()
+        self.ended: Deferred[tuple[Failure]] = Deferred()
 
     def connectionMade(self) -> None:
         self.transport.write(b"HELLO")
@@ -58,7 +59,8 @@ class Client(Protocol):
             self.heard.callback(self.received)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.ended.callback(reason)
+        # As a value: a Failure would be an error of the Deferred.
+        self.ended.callback((reason,))
 
 
 def echo(conversation: Any, data: bytes) -> None:
@@ -100,8 +102,9 @@ class TLSCase(TestCase):
         assert isinstance(client, Client)
 
         async def close() -> None:
-            client.transport.abortConnection()
-            await client.ended.addErrback(lambda _: None)
+            if not client.ended.called:
+                client.transport.abortConnection()
+                await client.ended
 
         self.addCleanup(lambda: Deferred.fromCoroutine(close()))
         return client
@@ -201,7 +204,7 @@ class RefusedTests(TLSCase):
         client: Any = await unchecked.connect(Factory.forProtocol(Client))
         self.assertEqual(await client.heard, b"echo HELLO")
         client.transport.abortConnection()
-        await client.ended.addErrback(lambda _: None)
+        await client.ended
         self.assertRaises(ValueError, peer_identity, client.transport)
 
     async def test_an_impostor_does_not_even_see_our_certificate(self) -> None:
@@ -308,6 +311,32 @@ class RefusedTests(TLSCase):
             await self.connect(server, broken)
         self.assertEqual(Client.made, 0)
         self.assertEqual(caught.exception.check, "certificate")
+
+
+class RefusingPeerTests(TLSCase):
+    """The peer refuses us."""
+
+    async def test_our_certificate(self) -> None:
+        """TLS 1.3 says so after the handshake, to the protocol that was connected."""
+        server = self.serve(controller_of(PKI), clients=[PKI.users])
+        client = await self.connect(server)
+        (reason,) = await client.ended
+        check, detail = loss_words(reason)
+        self.assertEqual(check, "refused by the peer")
+        self.assertIn("alert", detail)
+        self.assertEqual(server.conversations[0].received, b"")
+
+    async def test_a_protocol_of_ours_that_fails(self) -> None:
+        class Failing(Client):
+            def connectionMade(self) -> None:
+                raise ValueError("no")
+
+        server = self.serve(controller_of(PKI))
+        context = client_context(anchors=[PKI.fleet], alpn=ALPN)
+        endpoint = checked_endpoint(reactor, "127.0.0.1", server.port, context, CONTROLLER, alpn=ALPN)
+        with self.assertRaises(ValueError):
+            await endpoint.connect(Factory.forProtocol(Failing))
+        await server.conversations[0].ended
 
 
 class EndTests(TLSCase):

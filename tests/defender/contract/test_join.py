@@ -249,7 +249,7 @@ class CSRTests(SynchronousTestCase):
 
     def test_names(self) -> None:
         check_defender_name("web1.example")
-        for name in ("", "a\x00b", "x" * 65, "e\u0301"):
+        for name in ("", "a\x00b", "x" * 65, "e\u0301", "web*", "web?", "-web"):
             self.assertRaises(JoinError, check_defender_name, name)
 
 
