@@ -35,13 +35,8 @@ MAX_SUPERSEDED: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class CertificateName:
-    """One certificate of a defender.
+    """One certificate of a defender: SHA-256 of its DER, of its key (SubjectPublicKeyInfo), and its times."""
 
-    ``serial`` in lower-case hexadecimal; ``fingerprint`` and ``key`` are the SHA-256 of its DER and of its
-    public key.
-    """
-
-    serial: str
     fingerprint: bytes
     key: bytes
     not_before: int
@@ -117,13 +112,13 @@ class OfferAgain:
 
 def name_of(peer: PeerIdentity) -> CertificateName:
     """Return the name of a certificate that was checked."""
-    return CertificateName(peer.serial, peer.fingerprint, peer.key, peer.not_before, peer.not_after)
+    return CertificateName(peer.fingerprint, peer.key, peer.not_before, peer.not_after)
 
 
 def seen(known: Certificates, shown: CertificateName, now: int) -> Welcome | Cloned | Turned:
     """Say what it means that a defender has shown a certificate, in a handshake or by a proof of its key.
 
-    A COMMIT on the channel counts as showing the one that was offered.
+    A COMMIT on the channel counts as showing the one that was offered, if it names its serial number.
     """
     stale = _find(known, shown)
     if stale is not None:

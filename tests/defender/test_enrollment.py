@@ -13,7 +13,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from controller.pki.admission import admit, keys_of
-from controller.pki.renewals import Cloned, Welcome, name_of, seen
+from controller.pki.renewals import CertificateName, Cloned, Welcome, name_of, seen
 from controller.pki.tokens import decide_waiting
 from defender.channel.store import Member, MemberStore
 from defender.contract.codec import encode
@@ -61,6 +61,9 @@ class EnrollmentCase(SynchronousTestCase):
             self.enrollment(**more).begin(token), EnrollmentError
         ).value
         return error
+
+    def named(self, member: Member) -> CertificateName:
+        return name_of(self.controller.peer(member.certificate))
 
     def nobody(self, *arguments: object) -> Deferred[bytes]:
         self.fail("the network was used")
@@ -218,8 +221,8 @@ class SecondStartTests(EnrollmentCase):
         self.assertEqual(again.defender, member.defender)
         self.assertNotEqual(again.serial, member.serial)
         known = self.controller.certificates[member.defender]
-        self.assertEqual(known.used.serial, again.serial)
-        self.assertEqual([each.certificate.serial for each in known.superseded], [member.serial])
+        self.assertEqual(known.used, self.named(again))
+        self.assertEqual([each.certificate for each in known.superseded], [self.named(member)])
 
     def test_a_token_that_waits_for_an_administrator_holds_nothing_up(self) -> None:
         member = self.join()
@@ -243,7 +246,7 @@ class RetryTests(EnrollmentCase):
         member = self.join(token)
         self.assertEqual(len(self.controller.certificates), 1)
         known = self.controller.certificates[member.defender]
-        self.assertEqual(known.used.serial, member.serial)
+        self.assertEqual(known.used, self.named(member))
         self.assertEqual(self.controller.tokens[token.id].uses, 1)
 
     def test_only_for_ten_minutes(self) -> None:
@@ -374,7 +377,7 @@ class AbsenceTests(EnrollmentCase):
         self.assertNotEqual(again.keys.key.public_key(), member.keys.key.public_key())
         self.assertEqual(again.not_after, self.controller.now + LIFE)
         known = self.controller.certificates[member.defender]
-        outcome = seen(known, name_of(self.controller.peer(again.certificate)), self.controller.now)
+        outcome = seen(known, self.named(again), self.controller.now)
         self.assertIsInstance(outcome, Welcome)
 
     def test_a_lost_answer(self) -> None:
@@ -398,7 +401,7 @@ class AbsenceTests(EnrollmentCase):
         self.controller.now += LIFE + DAY
         mine = self.successResultOf(self.enrollment().begin())
         known = self.controller.certificates[member.defender]
-        outcome = seen(known, name_of(self.controller.peer(mine.certificate)), self.controller.now)
+        outcome = seen(known, self.named(mine), self.controller.now)
         assert isinstance(outcome, Welcome)
         self.controller.certificates[member.defender] = outcome.certificates
         self.controller.now += 60
@@ -407,7 +410,7 @@ class AbsenceTests(EnrollmentCase):
         self.assertIn("in use twice", str(error))
         shut = seen(
             self.controller.certificates[member.defender],
-            name_of(self.controller.peer(member.certificate)),
+            self.named(member),
             self.controller.now,
         )
         self.assertIsInstance(shut, Cloned)

@@ -37,7 +37,7 @@ def certificate(day: float, key: str = "") -> CertificateName:
     """One that was issued on a day."""
     begin = int(day * DAY)
     mark = f"{day}{key}".encode().ljust(32)
-    return CertificateName(f"{begin:x}", mark, mark[::-1], begin, begin + LIFE)
+    return CertificateName(mark, mark[::-1], begin, begin + LIFE)
 
 
 OLD, NEW, NEWER = certificate(1), certificate(4.5), certificate(8)

@@ -11,6 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import TestCase
 
+from controller.pki.renewals import name_of
 from defender.channel.joining import NoAnswerError, ask
 from defender.channel.store import Member, MemberStore
 from defender.channel.tls import PeerRefusedError, channel_binding, checked_endpoint, client_context
@@ -128,7 +129,9 @@ class WholeWayTests(JoiningCase):
         with self.assertRaises(EnrollmentError) as caught:
             await self.begin(middle)
         self.assertEqual(caught.exception.code, "proof")
-        self.assertEqual(self.controller.certificates[member.defender].used.serial, member.serial)
+        used = name_of(self.controller.peer(member.certificate))
+        self.assertEqual(self.controller.certificates[member.defender].used, used)
+        self.assertIsNone(self.controller.certificates[member.defender].offered)
         for each in (server, middle):
             await gatherResults([conversation.ended for conversation in each.conversations])
 
