@@ -171,6 +171,11 @@ class Visit(Protocol):
         if self.session is not None:
             self.say(self.session.fail(code, detail))
 
+    def leave(self, code: str, detail: str, window: float) -> None:
+        """End the session in good order; the defender comes back within `window` seconds."""
+        if self.session is not None:
+            self.say(self.session.go_away(self._seconds(), code, detail, window))
+
     def perform(self, outputs: Outputs) -> None:
         """Write, close, and tell the desk, in order."""
         for output in outputs:
