@@ -132,7 +132,7 @@ _FORMS: Final[Mapping[int, _Form]] = {
         _form(8, EvAck, _U64, _SEQ, kinds.digest, *_CREDIT),
         _form(9, Renew, kinds.data(8192), kinds.data(8192, 0)),
         _form(10, Renewed, *_CHAINS, kinds.word_or_nothing, _DETAIL),
-        _form(11, Commit, text(40, 1)),
+        _form(11, Commit, kinds.serial),
         _form(
             12, Cmd, _FROM_ONE, _TIMEOUT, kinds.word, kinds.record, in_revision_0=None, in_milliseconds=(1,)
         ),

@@ -14,6 +14,7 @@ Field = Callable[[Any], Any]
 
 LARGEST: Final = 2**64 - 1
 _WORD: Final = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+_SERIAL: Final = re.compile(r"[0-9a-f]{1,40}")
 #: Of the maps of CMD, RESULT and STATUS: levels, and list elements, map pairs and characters in all.
 _DEPTH: Final = 8
 _PARTS: Final = 2000
@@ -102,6 +103,13 @@ def words(value: Any) -> Any:
     if not isinstance(value, (list, tuple)) or len(value) > 64:
         raise ValueError("is not a list of at most 64 words")
     return tuple(map(word, value))
+
+
+def serial(value: Any) -> Any:
+    """A certificate's serial number: 1 to 40 hexadecimal digits."""
+    if type(value) is not str or _SERIAL.fullmatch(value) is None:
+        raise ValueError("is not 1 to 40 hexadecimal digits")
+    return value
 
 
 def truth(value: Any) -> Any:
