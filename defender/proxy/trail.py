@@ -161,6 +161,8 @@ class Trail:
         if (status == 404 or inquiry.operation.action in _TELLING) and call.has_answer and not error:
             self._learn(frontend, call, status, said)
             described = call.described or described
+        if status == 101:
+            call.described = described  # the stream's end is to name the container too, if it is gone by then
         if noted.decision.audit == "denied" and not error:
             return
         now = self._seconds()
@@ -318,6 +320,14 @@ class Trail:
                 objects.renamed(target, name)
         elif action == "container_delete" and status < 300:
             objects.forget_container(target)
+        elif action == "container_wait" and status < 300:
+            query = fields["query"]
+            if isinstance(query, dict) and query.get("condition") == "removed":
+                # As `docker run --rm` asks: the Engine removes the container, and no request tells of it.
+                objects.forget_container(target)
+        elif action == "container_exec_inspect" and status < 300:
+            if said is not None and "exit_code" in said.fields and not said.fields.get("running"):
+                objects.forget_exec(target)  # it ran, and cannot be started again
         elif said is not None and action in _LEARNING and status < 300:
             self._learn_more(action, target, call.said or NOTHING, said.fields, frontend.subject.user)
             if action == "container_create":
@@ -342,7 +352,12 @@ class Trail:
 
 
 _LEARNING = frozenset(("container_create", "container_inspect", "container_exec_create"))
-_TELLING = _LEARNING | {"container_rename", "container_delete"}
+_TELLING = _LEARNING | {
+    "container_rename",
+    "container_delete",
+    "container_wait",
+    "container_exec_inspect",
+}
 
 
 def _text(fields: Mapping[str, object], key: str) -> str:

@@ -194,6 +194,25 @@ class ObjectsTests(HouseCase):
         )
         self.assertNotIn("container", self.bare("POST", "/containers/web/start")["req"])
 
+    def test_what_is_over_is_forgotten(self) -> None:
+        """Else the memory of a host that runs short-lived containers would hold nothing else."""
+        objects = self.house.proxy.trail.objects
+        self.create()
+        exited = answer(b"200 OK", b'{"StatusCode":0}')
+        self.bare("POST", "/containers/web/wait?condition=not-running", exited)
+        self.assertEqual(len(objects), 1)
+        event = self.bare("POST", "/containers/web/wait?condition=removed", exited)
+        self.assertEqual((event["req"]["container"]["name"], len(objects)), ("web", 0))
+        self.create()
+        request = with_length(EXEC_CREATE.replace(b"/abc/", b"/web/"), b'{"Cmd":["id"]}')
+        self.call(request, answer(b"201 Created", b'{"Id":"%s"}' % EXEC_ID.encode()))
+        path = f"/exec/{EXEC_ID}/json"
+        for running, code, left in ((b"false", b"null", 2), (b"true", b"null", 2), (b"false", b"7", 1)):
+            body = b'{"ID":"%s","Running":%s,"ExitCode":%s}' % (EXEC_ID.encode(), running, code)
+            event = self.bare("GET", path, answer(b"200 OK", body))
+            self.assertEqual(event["req"]["container"]["name"], "web")
+            self.assertEqual(len(objects), left, body)
+
     def test_command_and_container_of_an_exec(self) -> None:
         self.create()
         request = with_length(
@@ -206,6 +225,7 @@ class ObjectsTests(HouseCase):
         )
         before = len(self.house.events.kept)
         self.call(start.encode(), SWITCH)
+        self.house.proxy.trail.objects.forget_container("web")  # by another connection, meanwhile
         self.client.lose()
         self.house.engine.lose()
         events = self.house.events.kept[before:]
