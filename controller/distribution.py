@@ -22,7 +22,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from controller.lines import Answer, Follower, Line
 from controller.releases import (
@@ -76,8 +76,14 @@ class Distribution:
 
     # -- inputs: what is published
 
-    def publish(self, line: str, release: Release, plan: Plan, now: float) -> list[Command]:
-        """A new release of a line, for all who follow it. An older one than the current changes nothing."""
+    def publish(
+        self, line: str, release: Release, plan: Plan, now: float, joining: Iterable[str] = ()
+    ) -> list[Command]:
+        """A new release of a line, for all who follow it. An older one than the current changes nothing.
+
+        Who is `joining` follows the line from this release on, and waits for its wave with what it has. (With
+        `assign` it would get what the line had before.)
+        """
         answer = Answer()
         self.highest = max(self.highest, release.position)
         current = self._lines.get(line)
@@ -88,6 +94,8 @@ class Distribution:
                 return [Superseded(line, release.position, current.release.position)]
             if current.phase in (Phase.RUNNING, Phase.HALTED):
                 answer.say(Superseded(line, current.release.position, release.position))
+        left = [self._move(who, line) for who in joining if self.line_of(who) != line]
+        self._drive_all(left, now, answer)
         reissues = {} if current is None or base is None else current.reissues
         kept = {who: again for who, again in reissues.items() if base and again.origin == base.origin}
         members = self._members.setdefault(line, set())
@@ -138,22 +146,25 @@ class Distribution:
 
     def assign(self, who: str, line: str | None, now: float) -> list[Command]:
         """A defender follows another line; None: no line, it is offered nothing."""
+        return self.assign_all({who: line}, now)
+
+    def assign_all(self, lines: Mapping[str, str | None], now: float) -> list[Command]:
+        """Several defenders follow other lines from now on: none is offered what another just left."""
         answer = Answer()
-        defender = self._defenders.setdefault(who, Follower())
-        if defender.line != line:
-            self._leave(who, defender, now, answer)
-            defender.line = line
-            if line is not None:
-                self._members.setdefault(line, set()).add(who)
-                self._arrived(who, defender, now, answer)
+        moved = {who: line for who, line in lines.items() if line != self.line_of(who)}
+        left = [self._move(who, line) for who, line in lines.items() if who in moved]
+        self._drive_all(left, now, answer)
+        for who in moved:
+            self._arrived(who, self._defenders[who], now, answer)
         return answer.commands()
 
     def remove(self, who: str, now: float) -> list[Command]:
         """A defender left the fleet."""
         answer = Answer()
-        defender = self._defenders.pop(who, None)
-        if defender is not None:
-            self._leave(who, defender, now, answer)
+        if who in self._defenders:
+            left = self._move(who, None)
+            del self._defenders[who]
+            self._drive_all([left], now, answer)
             for refusals in self._refusals.values():
                 refusals.pop(who, None)
             for line in self._lines.values():
@@ -215,7 +226,8 @@ class Distribution:
             return []
         if defender.offered <= position:
             defender.offered = NOTHING
-        origin = self._origin(position)
+        again = self._again.get(position)
+        origin = position if again is None else again.origin
         if origin not in self._live():
             return []
         self._refusals.setdefault(origin, {})[who] = refusal
@@ -544,14 +556,23 @@ class Distribution:
 
     # -- small
 
-    def _leave(self, who: str, defender: Follower, now: float, answer: Answer) -> None:
-        line = self._line_of(defender)
+    def _move(self, who: str, line: str | None) -> Line | None:
+        """Let a defender follow another line; returns the one it left."""
+        defender = self._defenders.setdefault(who, Follower())
+        left = self._line_of(defender)
         if defender.line is not None:
             self._members[defender.line].discard(who)
-        if line is not None:
-            line.forget(who)
-            self._drive(line, now, answer)
+        if left is not None:
+            left.forget(who)
+        defender.line = line
         defender.asked = None
+        if line is not None:
+            self._members.setdefault(line, set()).add(who)
+        return left
+
+    def _drive_all(self, lines: Iterable[Line | None], now: float, answer: Answer) -> None:
+        for line in {each.name: each for each in lines if each is not None}.values():
+            self._drive(line, now, answer)
 
     def _line_of(self, defender: Follower) -> Line | None:
         return None if defender.line is None else self._lines.get(defender.line)
@@ -565,11 +586,6 @@ class Distribution:
             version = line.release.position.version
             raise RolloutError(f"version {version} of {name!r} is {line.phase.value}, not {wanted}")
         return line
-
-    def _origin(self, position: Position) -> Position:
-        """Where the content that stands at a position was published."""
-        again = self._again.get(position)
-        return position if again is None else again.origin
 
     def _live(self) -> set[Position]:
         """The origins that may still be offered to somebody."""

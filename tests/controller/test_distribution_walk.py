@@ -21,6 +21,7 @@ from controller.releases import (
     Standing,
     Wave,
 )
+from controller.rollout_documents import dump_state, load_state
 
 WHO = st.sampled_from(["a", "b", "c", "d", "e", "f"])
 LINES = st.sampled_from(["p", "q"])
@@ -127,9 +128,11 @@ class Walk(RuleBasedStateMachine):
             position = self.inbox[who].pop(0)
             origin = self.signed[position][1].origin
             self.refused.add((who, origin))
-            line = self.follows[who]
-            state = self.stream.state(line)
-            must_halt = state.phase is Phase.RUNNING and state.plan.halts and state.release.origin == origin
+            must_halt = False
+            if self.follows[who] in self.stream.lines():
+                state = self.stream.state(self.follows[who])
+                running = state.phase is Phase.RUNNING and state.plan.halts
+                must_halt = running and state.release.origin == origin
             commands = self.stream.refused(who, position, BAD, self.now)
             assert must_halt == any(isinstance(each, Halted) for each in commands)
             self.perform(commands)
@@ -143,6 +146,16 @@ class Walk(RuleBasedStateMachine):
         self.signed[position] = (line, release)
         self.perform(self.stream.publish(line, release, plan, self.now))
         assert self.stream.state(line).release == release
+
+    @rule(line=LINES, plan=PLANS, joining=st.sets(WHO))
+    def publish_and_take_over(self, line: str, plan: Plan, joining: set[str]) -> None:
+        """A new version with another target: some come to it from elsewhere."""
+        self.next += 1
+        position = Position(1, self.next)
+        release = Release(position, bytes([self.next % 256]), position)
+        self.signed[position] = (line, release)
+        self.follows.update(dict.fromkeys(joining, line))
+        self.perform(self.stream.publish(line, release, plan, self.now, joining))
 
     @rule(line=LINES)
     def publish_late(self, line: str) -> None:
@@ -195,7 +208,7 @@ class Walk(RuleBasedStateMachine):
         for who, line in self.follows.items():
             self.stream.restore_defender(who, line, self.held.get(who))
         for line in old.lines():
-            self.perform(self.stream.restore(old.state(line), self.now))
+            self.perform(self.stream.restore(load_state(dump_state(old.state(line))), self.now))
         for who, origin in self.refused:
             self.stream.restore_refusal(who, origin, BAD)
 
