@@ -32,6 +32,7 @@ from controller.sinks.delivery import (
     Send,
     Standing,
 )
+from controller.sinks.overview import SinkState
 from defender.contract.errors import one_line
 
 STORE_TIMEOUT = 30.0
@@ -94,6 +95,7 @@ class Follower(Service):
 
     Args:
         name: for logs and metrics.
+        kind: what its receiver speaks, for people.
         reactor: time.
         source, cursor, receiver: see their protocols.
         delivery: the machine; not started.
@@ -105,6 +107,7 @@ class Follower(Service):
     def __init__(
         self,
         name: str,
+        kind: str,
         reactor: Any,
         source: Source,
         cursor: Cursor,
@@ -113,7 +116,8 @@ class Follower(Service):
         *,
         passed: Callable[[str, Passed], None] = lambda name, event: None,
     ) -> None:
-        self.name = name
+        self.name: str = name
+        self.kind = kind
         self.lag_events = 0
         self._reactor = reactor
         self._source = source
@@ -137,8 +141,12 @@ class Follower(Service):
         receiver.attach(self._confirmed, self._lost)
 
     def standing(self) -> Standing:
-        """How the sink stands now; for metrics and the console."""
+        """How the sink stands now."""
         return self._delivery.standing(self._reactor.seconds())
+
+    def state(self) -> SinkState:
+        """The same with its name and its lag; for metrics and the console."""
+        return SinkState(self.name, self.kind, self.standing(), self.lag_events)
 
     def startService(self) -> None:
         """Load the position and begin; a cursor that cannot be read is tried again."""
@@ -265,7 +273,7 @@ class Follower(Service):
                 event=command.event,
                 reason=command.reason,
             )
-            self._passed(str(self.name), command)
+            self._passed(self.name, command)
         elif command.reason:
             self.log.warn("sink {name}: {reason}", name=self.name, reason=command.reason)
         else:

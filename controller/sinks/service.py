@@ -36,19 +36,19 @@ def make_sink(
     context = _context(target.tls)
     receiver: Receiver
     if isinstance(target, SyslogTarget):
-        encode = target.format.encode
+        kind, encode = "syslog", target.format.encode
         receiver = SyslogReceiver(reactor, host_endpoint(reactor, target.host, target.port, context))
     elif isinstance(target, WebhookTarget):
-        encode = event_line
+        kind, encode = "webhook", event_line
         signer = Signer.from_text(target.secret)
         receiver = HttpsReceiver(reactor, target.url, context, signer.post, judge, hidden=(target.secret,))
     else:
-        encode = target.format.encode
+        kind, encode = "hec", target.format.encode
         receiver = HttpsReceiver(
             reactor, target.address, context, target.format.post, judge_hec, hidden=(target.format.token,)
         )
     delivery = Delivery(encode, target.limits, chance=chance)
-    return Follower(target.name, reactor, source, cursor, receiver, delivery, passed=passed)
+    return Follower(target.name, kind, reactor, source, cursor, receiver, delivery, passed=passed)
 
 
 def _context(files: TlsFiles) -> SSL.Context:

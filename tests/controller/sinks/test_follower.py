@@ -145,6 +145,8 @@ class SinkTests(TestCase):
         standing = sink.standing()
         self.assertEqual((standing.delivered, standing.refused, standing.retries), (9, 1, 1))
         self.assertEqual((standing.problem, standing.lag_seconds), ("", 0.0))
+        state = sink.state()
+        self.assertEqual((state.name, state.kind, state.word), ("splunk", "hec", "waiting"))
 
     async def test_no_secret_reaches_the_log(self) -> None:
         def echo(asked: Asked) -> Reply:
@@ -241,6 +243,7 @@ class FollowerTests(SynchronousTestCase):
         delivery = Delivery(event_line, limits, chance=lambda: 1.0)
         follower = Follower(
             "siem",
+            "syslog",
             self.clock,
             self.store,
             self.cursor,
@@ -374,7 +377,7 @@ class FollowerTests(SynchronousTestCase):
             return event_line(told)
 
         delivery = Delivery(broken, QUICK, chance=lambda: 1.0)
-        follower = Follower("siem", self.clock, self.store, self.cursor, self.receiver, delivery)
+        follower = Follower("siem", "syslog", self.clock, self.store, self.cursor, self.receiver, delivery)
         follower.startService()
         self.addCleanup(self.end, follower)
         self.assertIn("an error of the sink's own", follower.standing().problem)
