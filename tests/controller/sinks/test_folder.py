@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from hypothesis import given
@@ -11,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from controller.sinks.description import KEYS, Files, SinkFileError, describe_sink
 from controller.sinks.folder import MAX_FILE, read_sinks
 from controller.sinks.targets import HecTarget, SyslogTarget, WebhookTarget
+from tests.layers import ROOT
 
 SECRET = "whsec_a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s="
 TOKEN = "0a1b2c3d-0000-1111-2222-333344445555"
@@ -134,3 +136,17 @@ class FolderTests(SynchronousTestCase):
             describe_sink("siem", text, "siem.toml", Files(lambda name: b"", lambda name: SECRET.encode()))
         except SinkFileError as error:
             self.assertTrue(error.problems)
+
+
+class PageTests(SynchronousTestCase):
+    """What readers may copy."""
+
+    def test_every_example_of_the_page_is_a_sink(self) -> None:
+        page = (ROOT / "docs" / "how-to" / "send-the-audit-trail-to-a-siem.md").read_text("utf-8")
+        secrets = {"hook.secret": SECRET.encode(), "splunk.token": TOKEN.encode()}
+        files = Files(lambda name: b"-- an authority --", lambda name: secrets[name])
+        found = [
+            describe_sink("siem", text, "page", files)
+            for text in re.findall(r"^```ini\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+        ]
+        self.assertEqual([type(each) for each in found], [SyslogTarget, WebhookTarget, HecTarget])
