@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -29,15 +29,13 @@ from defender.contract.policy import Policy, load_policy
 MAX_COMMENT: Final = 1000
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_ETAG: Final = re.compile(r'\s*(?:W/)?"([^"\x00-\x20]*)"\s*')
 
 
 class PublishError(Exception):
     """A change that cannot be made; the text is one sentence for the person who asked.
 
-    `code`: "no-if-match" (say which state the change was made from), "changed" (it is another one by now;
-    `etag` is the present one), "invalid" (the policy has `problems`), "unchanged" (there is nothing to
-    publish), "no-draft", "no-version", "name", "comment".
+    `code`: "changed" (the state is another one by now; `etag` is the present one), "invalid" (the policy has
+    `problems`), "unchanged" (there is nothing to publish), "no-draft", "no-version", "name", "comment".
     """
 
     def __init__(self, code: str, text: str, *, etag: str = "", problems: Sequence[Problem] = ()) -> None:
@@ -82,6 +80,11 @@ class PolicyState:
     name: str
     published: Version | None = None
     draft: Draft | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is anything of it: a version or a draft."""
+        return self.published is not None or self.draft is not None
 
     @property
     def etag(self) -> str:
@@ -144,26 +147,23 @@ def check(text: str, source: str) -> Checked:
     return Checked(policy, (), advise(policy))
 
 
-def check_if_match(header: str | None, etag: str) -> None:
-    """Hold an If-Match header (RFC 9110, section 13.1.1) to the present etag, "" where there is nothing yet.
+def check_expected(state: PolicyState, admits: Callable[[str], bool]) -> None:
+    """Hold what a change was made from to what is there; `admits` tells whether an etag is meant by the
+    request, and is asked with "" where there is no such policy yet.
 
-    Raises PublishError `no-if-match` without a header, or with one that cannot be read, and `changed` if it
-    names another state. Weak tags never match.
+    Raises PublishError `changed`, which says what is there now and who put it there.
     """
-    if header is None or not header.strip():
-        raise PublishError("no-if-match", "say with If-Match which state the change was made from", etag=etag)
-    if header.strip() == "*":
-        matches = bool(etag)
-    else:
-        parts = [(part, _ETAG.fullmatch(part)) for part in header.split(",")]
-        if any(found is None for _, found in parts):
-            raise PublishError(
-                "no-if-match", 'If-Match holds etags in quotes, such as "0f3a", or *', etag=etag
-            )
-        strong = {found[1] for part, found in parts if found and not part.lstrip().startswith("W/")}
-        matches = bool(etag) and etag in strong
-    if not matches:
-        raise PublishError("changed", "it was changed by somebody else; read it again", etag=etag)
+    if admits(state.etag if state.exists else ""):
+        return
+    if not state.exists:
+        raise PublishError("changed", f"there is no policy {state.name!r} any more, or not yet")
+    now = [f"version {state.published.number} by {state.published.author}"] if state.published else []
+    now += [f"a draft by {state.draft.author}"] if state.draft else []
+    raise PublishError(
+        "changed",
+        f"policy {state.name!r} is not what the change was made from: there is {' and '.join(now)}",
+        etag=state.etag,
+    )
 
 
 def save_draft(state: PolicyState, draft: Draft) -> PolicyState:
