@@ -12,7 +12,8 @@ CREATE TABLE facts (
 
 CREATE TABLE defenders (
     id TEXT PRIMARY KEY,
-    name TEXT NOT NULL COLLATE NOCASE UNIQUE,
+    name TEXT NOT NULL,
+    folded TEXT NOT NULL UNIQUE,            -- the name as names are compared
     enrolled REAL NOT NULL,
     token TEXT NOT NULL,        -- id of the join token
     lock TEXT NOT NULL DEFAULT '',          -- why it is shut out
@@ -68,29 +69,25 @@ CREATE TABLE join_uses (
 ) WITHOUT ROWID;
 CREATE INDEX join_uses_by_state ON join_uses (state, begun);
 
+-- Those that are in the fleet. Their targets and drafts are the publisher's documents.
 CREATE TABLE policies (
-    name TEXT PRIMARY KEY COLLATE NOCASE,
-    revision INTEGER NOT NULL,  -- a new number with every change; none is ever used again
+    name TEXT PRIMARY KEY,
     published INTEGER,          -- the version that is in force
-    target_json TEXT NOT NULL,
-    draft TEXT,                 -- NULL: nothing is being worked on
-    draft_target_json TEXT,
-    changed REAL NOT NULL,
-    author TEXT NOT NULL
+    draft_json TEXT             -- NULL: nothing is being worked on
 ) WITHOUT ROWID;
 
--- The versions of a policy stay when it is removed; one of the same name goes on counting.
+-- The versions of a policy stay when it is removed.
 CREATE TABLE policy_versions (
-    policy TEXT NOT NULL COLLATE NOCASE,
-    version INTEGER NOT NULL CHECK (version >= 1),
+    policy TEXT NOT NULL,
+    number INTEGER NOT NULL CHECK (number >= 1),
     text TEXT NOT NULL,
-    digest TEXT NOT NULL,
     target_json TEXT NOT NULL,
+    digest TEXT NOT NULL,
     author TEXT NOT NULL,
-    comment TEXT NOT NULL,
     published REAL NOT NULL,
-    copy_of INTEGER,            -- the version that a rollback took its text from
-    PRIMARY KEY (policy, version)
+    comment TEXT NOT NULL,
+    rolled_back_to INTEGER,     -- the version that its content is from
+    PRIMARY KEY (policy, number)
 );
 CREATE TRIGGER policy_versions_stay BEFORE UPDATE ON policy_versions
 BEGIN
@@ -186,7 +183,8 @@ CREATE TABLE mode_changes (
 
 CREATE TABLE users (
     id TEXT PRIMARY KEY,
-    name TEXT NOT NULL COLLATE NOCASE UNIQUE,
+    name TEXT NOT NULL,
+    folded TEXT NOT NULL UNIQUE,            -- the name as names are compared
     roles_json TEXT NOT NULL,
     password TEXT NOT NULL,     -- the hash, with its parameters
     disabled INTEGER NOT NULL DEFAULT 0,
@@ -221,10 +219,13 @@ CREATE TABLE api_tokens (
 CREATE INDEX api_tokens_by_user ON api_tokens (user);
 
 -- The controller's own audit records, written with the change that they tell of and moved to the events later.
+-- The last one stays: the next one is chained to it.
 CREATE TABLE trail (
-    seq INTEGER PRIMARY KEY,
+    epoch BLOB NOT NULL,
+    seq INTEGER NOT NULL,
     chain BLOB NOT NULL,
-    payload BLOB NOT NULL
+    payload BLOB NOT NULL,
+    PRIMARY KEY (epoch, seq)
 );
 
 -- How far each forwarding of events has come.
