@@ -74,6 +74,7 @@ ROUTES: Final = (
         status=204,
         variables={"enrollment": shapes.IDENTIFIER},
         body=shapes.DECISION,
+        repeatable=True,
         example={"decision": "approve"},
     ),
     Route(
@@ -97,6 +98,7 @@ ROUTES: Final = (
         also=(200,),
         body=shapes.NEW_LOCK,
         answer=shapes.LOCK,
+        repeatable=True,
         example={"kind": "user", "value": "bruce@example.com", "reason": "laptop lost"},
     ),
     Route(

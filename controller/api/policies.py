@@ -190,6 +190,7 @@ ROUTES: Final = (
         body=shapes.PUBLICATION,
         answer=shapes.ROLLOUT,
         conditional=True,
+        repeatable=True,
         example={"comment": "CI may build", "waves": True},
     ),
     Route(
@@ -204,6 +205,7 @@ ROUTES: Final = (
         body=shapes.ROLLBACK,
         answer=shapes.ROLLOUT,
         conditional=True,
+        repeatable=True,
         example={"version": 11, "comment": "CI could build too much"},
     ),
     Route(
@@ -280,6 +282,7 @@ ROUTES: Final = (
         variables=_POLICY,
         body=shapes.STEERING,
         answer=shapes.ROLLOUT,
+        repeatable=True,
         example={"action": "resume"},
     ),
 )

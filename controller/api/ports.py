@@ -303,8 +303,8 @@ class AuditWish:
     """Which events: every condition that is given must hold; of several texts one is enough.
 
     Texts are globs of `*` and `?` without regard to case; `defenders` are names or ids. `fields` are paths
-    into the event with a glob, as `("req.query.fromImage", "nginx")`; of a list one element must match. Times are
-    unix microseconds, `until` is excluded.
+    into the event with a glob, as `("req.query.fromImage", "nginx")`; of a list one element must match.
+    Times are unix microseconds, `until` is excluded.
     """
 
     defenders: tuple[str, ...] = ()

@@ -91,6 +91,11 @@ class EveryRouteTests(SynchronousTestCase):
         everybody = {route.operation for route in ROUTES if not route.permission}
         self.assertEqual(everybody, {"log_in", "live", "ready", "openapi"})
 
+    def test_what_is_posted_may_be_repeated(self) -> None:
+        posted = {route.operation for route in ROUTES if route.method == "POST" and not route.repeatable}
+        # These change nothing, and a second sign-in harms nobody.
+        self.assertEqual(posted, {"log_in", "check_policy", "explain_policy"})
+
     def test_the_permissions_are_those_of_the_roles(self) -> None:
         asked = {route.permission for route in ROUTES} - {"", SIGNED_IN}
         self.assertEqual(asked, set(PERMISSIONS))
