@@ -81,8 +81,8 @@ def admit(
         name=name,
         trust_domain=authority.trust_domain,
         chain=_chain(client),
-        roots=(_der(authority.root),),
-        fleet=(_der(authority.fleet),),
+        roots=(der(authority.root),),
+        fleet=(der(authority.fleet),),
         server_chain=server,
         trust=trust,
         left_out=left_out,
@@ -104,8 +104,9 @@ def waiting(verdict: Wait, retry_after: int) -> Waiting:
 
 
 def _chain(issued: Issued) -> tuple[bytes, ...]:
-    return _der(issued.leaf), _der(issued.issuer)
+    return der(issued.leaf), der(issued.issuer)
 
 
-def _der(certificate: x509.Certificate) -> bytes:
+def der(certificate: x509.Certificate) -> bytes:
+    """Return the certificate in DER."""
     return certificate.public_bytes(Encoding.DER)

@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from controller.selection import SelectionError, check_labels
 from defender.contract.join import JoinRequest
@@ -303,3 +303,28 @@ def plain(source: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     """Return the IPv4 address that an IPv6 socket shows as ``::ffff:10.1.2.3``."""
     mapped = source.ipv4_mapped if isinstance(source, IPv6Address) else None
     return mapped if mapped is not None else ip_address(source)
+
+
+def terms_of(token: StoredToken) -> dict[str, Any]:
+    """Return the terms of a token as a document of the store, without its id, digest, times and uses."""
+    return {
+        "networks": list(token.networks),
+        "labels": dict(token.labels),
+        "names": list(token.names),
+        "hosts": list(token.hosts),
+        "approval": token.approval,
+        "comment": token.comment,
+    }
+
+
+def with_terms(token: StoredToken, terms: Mapping[str, Any]) -> StoredToken:
+    """Return a token with the terms of such a document."""
+    return replace(
+        token,
+        networks=tuple(terms["networks"]),
+        labels=tuple(sorted(terms["labels"].items())),
+        names=tuple(terms["names"]),
+        hosts=tuple(terms["hosts"]),
+        approval=terms["approval"],
+        comment=terms["comment"],
+    )

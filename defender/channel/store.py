@@ -51,7 +51,7 @@ class NewKeys:
 
     @property
     def csr(self) -> bytes:
-        """A signing request for the first key, in DER. It asks for no name."""
+        """A signing request for the first key, in DER: another one each time. It asks for no name."""
         return _csr(self.key)
 
     @property
