@@ -7,6 +7,7 @@ needs the exact text exports JSON lines.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -57,6 +58,7 @@ COLUMNS: Final[tuple[tuple[str, _Column], ...]] = (
 # The first characters with which a cell is a formula, or is one after the spreadsheet has stripped it
 # (OWASP, "CSV Injection"); the wide forms are what some put in their place.
 _FORMULA: Final = frozenset("=+-@\t\r\n|%＝＋－＠")
+_QUOTED: Final = re.compile(r'[,"\t\r\n;]')
 
 
 def header() -> bytes:
@@ -71,11 +73,15 @@ def row(event: Mapping[str, object]) -> bytes:
 
 def cell(value: object) -> str:
     """One cell: quoted where it must be, never a formula, without the characters that end a row elsewhere."""
-    if isinstance(value, bool) or value is None or isinstance(value, (int, float)):
+    if value is None:
+        return ""
+    if isinstance(value, (bool, int, float)):
         return text_of(value)
-    text = "".join(c if c.isprintable() or c in "\t\r\n" else "\ufffd" for c in text_of(value))
-    if text.lstrip(" \u00a0\u3000")[:1] in _FORMULA and text:
+    text = text_of(value)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or c in "\t\r\n" else "\ufffd" for c in text)
+    if text.lstrip(" \u00a0\u3000")[:1] in _FORMULA:
         text = "'" + text
-    if any(c in text for c in ',"\t\r\n;') or text != text.strip():
+    if _QUOTED.search(text) or text != text.strip():
         return '"' + text.replace('"', '""') + '"'
     return text

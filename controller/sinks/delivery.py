@@ -50,7 +50,7 @@ class Limits:
     which it looks even if nobody woke it; `window` batches that may be unconfirmed.
     """
 
-    events: int = 500
+    events: int = 200
     octets: int = 1024 * 1024
     linger: float = 0.5
     poll: float = 5.0

@@ -69,6 +69,8 @@ def text_of(value: object) -> str:
     """A scalar as text, "" for None; anything else in its JSON."""
     if value is None:
         return ""
+    if isinstance(value, str):
+        return value if value.isascii() else str(plain(value))
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (str, int, float)):

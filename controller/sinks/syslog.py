@@ -42,6 +42,7 @@ _MAX_STRUCTURED: Final = 1024
 _NOT_PRINTABLE: Final = re.compile(r"[^\x21-\x7e]")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _ESCAPED: Final = re.compile(r'["\\\]]')
+_ODD: Final = re.compile(r'["\\\]\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 _UTC: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z")
 
 # What is left out of a long event, in this order: the parts that clients make long first.
@@ -163,7 +164,7 @@ def _structured(event: Mapping[str, object]) -> str:
         if value in (None, ""):
             continue
         pair = f' {name}="{_value(value)}"'
-        room -= len(pair.encode())
+        room -= len(pair) if pair.isascii() else len(pair.encode())
         if room >= 0:
             shown += pair
     return f"[defender@{ENTERPRISE}{shown}]"
@@ -171,7 +172,10 @@ def _structured(event: Mapping[str, object]) -> str:
 
 def _value(value: object) -> str:
     """A parameter's value, RFC 5424 section 6.3.3: escaped; what could break a line stands as "?"."""
-    text = _CONTROL.sub("?", text_of(value)[:_MAX_PARAM])
+    text = (value if isinstance(value, str) else text_of(value))[:_MAX_PARAM]
+    if _ODD.search(text) is None:
+        return text
+    text = _CONTROL.sub("?", text)
     return _ESCAPED.sub(lambda found: "\\" + found[0], text)
 
 
