@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from controller.lines import Answer, Follower, Line
+from controller.lines import Answer, Follower, Line, RolloutError
 from controller.releases import (
     AT_ONCE,
     GRADUAL,
@@ -53,10 +53,6 @@ from controller.releases import (
 )
 
 __all__ = ["AT_ONCE", "GRADUAL", "Distribution", "RolloutError"]
-
-
-class RolloutError(Exception):
-    """Something that cannot be asked of a rollout in its phase; the text is for the person who asked."""
 
 
 class Distribution:
@@ -226,8 +222,7 @@ class Distribution:
             return []
         if defender.offered <= position:
             defender.offered = NOTHING
-        again = self._again.get(position)
-        origin = position if again is None else again.origin
+        origin = self._origin(position)
         if origin not in self._live():
             return []
         self._refusals.setdefault(origin, {})[who] = refusal
@@ -245,8 +240,7 @@ class Distribution:
     def halt(self, line: str, detail: str = "") -> list[Command]:
         """Somebody stops a running release; raises RolloutError if none is running."""
         answer = Answer()
-        current = self._expect(line, Phase.RUNNING)
-        self._halt(current, Cause.OPERATOR, (), detail, answer)
+        self._halt(self._expect(line, Phase.RUNNING), Cause.OPERATOR, (), detail, answer)
         return answer.commands()
 
     def resume(self, line: str, now: float) -> list[Command]:
@@ -337,8 +331,9 @@ class Distribution:
         if line is not None:
             self._members.setdefault(line, set()).add(who)
 
-    def restore_refusal(self, who: str, origin: Position, refusal: Refusal) -> None:
-        """A refusal as it was known, after `restore` of the lines; `origin` is that of what was refused."""
+    def restore_refusal(self, who: str, position: Position, refusal: Refusal) -> None:
+        """A refusal as it was known, after `restore` of the lines, by the position or origin it was of."""
+        origin = self._origin(position)
         if origin in self._live():
             self._refusals.setdefault(origin, {})[who] = refusal
 
@@ -359,13 +354,15 @@ class Distribution:
         line = None if defender is None else self._line_of(defender)
         if defender is None or line is None:
             return None
-        if self._has(defender, line.release):
-            return line.bundle_for(who, line.release)
-        for release in self._candidates(who, line):
+        candidates = list(self._candidates(who, line))
+        for release in (line.release, *candidates):
+            if self._has(defender, release):
+                return self._again.get(defender.position, release)
+        for release in candidates:
             if not self._was_refused(who, release):
                 bundle = line.bundle_for(who, release)
-                newer = release is line.base and bundle.position < defender.position
-                return None if newer else bundle
+                is_behind = release is line.base and bundle.position < defender.position
+                return None if is_behind else bundle
         return None
 
     def standing(self, who: str) -> tuple[Standing, Refusal | None]:
@@ -586,6 +583,10 @@ class Distribution:
             version = line.release.position.version
             raise RolloutError(f"version {version} of {name!r} is {line.phase.value}, not {wanted}")
         return line
+
+    def _origin(self, position: Position) -> Position:
+        """Where the content that stands at a position was published."""
+        return self._again[position].origin if position in self._again else position
 
     def _live(self) -> set[Position]:
         """The origins that may still be offered to somebody."""

@@ -22,6 +22,10 @@ from controller.releases import (
 )
 
 
+class RolloutError(Exception):
+    """Something that cannot be asked of a rollout in its phase; the text is for the person who asked."""
+
+
 @dataclass(slots=True)
 class Line:
     """A line's current release, and how far it went. `awaiting` are connected, offered it, and silent."""

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from controller.admin_audit import MAX_KEYS, AdminActor, Changed, admin_event, compare
 from controller.credentials import SESSION, make_credential
+from controller.releases import Position
 
 CANARY = "canary-Zr7Qp2"
 
@@ -66,6 +67,13 @@ class Comparing(SynchronousTestCase):
         self.assertLess(len(json.dumps(compare(None, {"deep": deep}).after)), 500)
         self.assertEqual(compare(None, {"who": {"b", "a"}}).after, {"who": ["a", "b"]})
         self.assertIn("... 36 more", str(compare(None, {"who": list(range(100))}).after))
+
+    def test_other_values(self) -> None:
+        wide = {f"k{number}": number for number in range(100)}
+        found = compare(None, {"wide": wide, "at": Position(1, 2), "what": ValueError("x")})
+        self.assertEqual(found.after["at"], [1, 2])
+        self.assertEqual(found.after["what"], "x")
+        self.assertIn("'...': '36 more'", str(found.after["wide"]))
 
     @settings(max_examples=50, deadline=None)
     @given(

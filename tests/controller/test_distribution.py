@@ -356,6 +356,53 @@ class Lines(Story):
         self.assertEqual(offers(self.publish(2, AT_ONCE)), {2: {"a", "b", "c"}})
         self.assertEqual(self.stream.reissued("p", release(3, "a", "gone", origin=1), self.now), [])
 
+    def test_what_was_held_first_stays_what_is_desired(self) -> None:
+        """Signed again for nothing: the link was lost before the answer to the first came."""
+        self.stream.publish("p", release(1, "a", "b", "c"), AT_ONCE, self.now)
+        self.stream.connected("new", None, self.now)
+        self.stream.assign("new", "p", self.now)
+        self.stream.reissued("p", release(2, "new", "a", origin=1), self.now)
+        self.assertEqual(self.stream.desired("new"), release(2, "new", "a", origin=1))
+        self.ack("a", 1)
+        self.assertEqual(self.stream.desired("a"), release(1, "a", "b", "c"))
+        self.stream.reissue_failed("p", at(1), ("a", "nobody"))
+
+    def test_nothing_is_desired_beyond_what_was_refused(self) -> None:
+        self.publish(1, AT_ONCE)
+        self.assertEqual(self.stream.desired("a"), release(1))
+        self.refuse("a", 1)
+        self.assertIsNone(self.stream.desired("a"))
+        self.assertIsNone(self.stream.desired("nobody"))
+
+    def test_who_is_beyond_the_base_keeps_what_it_has(self) -> None:
+        self.settle(1)
+        self.publish(2, AT_ONCE)
+        self.ack("a", 2)
+        self.publish(3)
+        self.stream.halt("p")
+        waiting = [who for who in self.names if self.stream.progress("p").queued and who == "a"]
+        self.assertEqual(waiting, ["a"])
+        self.assertIsNone(self.stream.desired("a"))
+        self.assertEqual(self.stream.desired("b"), release(1))
+
+    def test_late_answers_change_nothing(self) -> None:
+        self.settle(1)
+        self.settle(2)
+        self.assertEqual(self.ack("a", 1), [])
+        self.assertEqual(self.refuse("a", 2), [])
+        self.assertEqual(self.stream.standing("a"), (Standing.ACKED, None))
+        self.stream.assign("a", None, self.now)
+        self.assertEqual(self.refuse("a", 2), [])
+
+    def test_several_go_at_once(self) -> None:
+        """None of them is picked for the place that another has just left."""
+        self.settle(1, "q")
+        said = self.publish(2)
+        (first,) = offers(said)[2]
+        others = [who for who in self.names if who != first]
+        moved = self.stream.assign_all({first: "q", others[0]: "q"}, self.now)
+        self.assertEqual(offers(moved), {1: {others[0]}, 2: {others[1]}})
+
     def test_no_line_is_no_offer(self) -> None:
         self.settle(1)
         self.assertEqual(self.stream.assign("a", None, self.now), [])
@@ -431,6 +478,11 @@ class TakingUpAgain(Story):
         self.assertEqual(self.ack("b", 1), [])
         self.assertEqual(self.counts(), (2, 0, 24, 0))
         self.assertEqual(self.stream.tick(160.0), [Settled("p", at(1))])
+
+    def test_a_refusal_of_something_long_gone_is_not_taken_up(self) -> None:
+        self.settle(1)
+        self.stream.restore_refusal("a", at(77), BAD)
+        self.assertEqual(self.stream.standing("a"), (Standing.ACKED, None))
 
     def test_a_halt_and_its_reason_are_kept(self) -> None:
         (first,) = offers(self.publish(1))[1]
