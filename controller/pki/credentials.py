@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 
-from controller.pki.authority import Authority, AuthorityError, Issued, certificate_pem
+from controller.pki.authority import CONTROLLER_LIFE, Authority, AuthorityError, Issued, certificate_pem
 from controller.pki.custody import CustodyError, load_private_key, new_private_key, private_key_pem
 from controller.pki.files import make_private_directory, write_all_private
 from controller.pki.names import server_names
@@ -119,6 +119,32 @@ def ensure_server_files(
     return ServerOutcome(issued.leaf, reason)
 
 
+def ensure_controller_files(
+    authority: Authority,
+    directory: Path,
+    controller: str,
+    names: Sequence[str],
+    *,
+    now: datetime,
+    life: timedelta = CONTROLLER_LIFE,
+) -> ServerOutcome:
+    """Keep the controller's ``controller.pem controller.key`` in the directory, issued anew when needed.
+
+    Needed as for `ensure_server_files`; it is enough that all names are covered. The chain goes up to the
+    root: a host that joins knows the fleet by the root's key. Raises AuthorityError, OSError.
+    """
+    chain, key_file = directory / "controller.pem", directory / "controller.key"
+    reason = _reason_to_issue(authority, chain, key_file, controller, names, exact=False, now=now)
+    if not reason:
+        return ServerOutcome(read_certificate(chain), "")
+    key = new_private_key()
+    issued = authority.issue_controller(key.public_key(), controller, names, now=now, life=life)
+    make_private_directory(directory)
+    whole = issued.chain_pem + certificate_pem(authority.root)
+    write_all_private([(key_file, private_key_pem(key)), (chain, whole)])
+    return ServerOutcome(issued.leaf, reason)
+
+
 def certificate_hosts(certificate: x509.Certificate) -> tuple[str, ...]:
     """Return the host names and addresses that a certificate carries; none if they cannot be read."""
     try:
@@ -154,7 +180,7 @@ def _reason_to_issue(
         return "it was of another authority"
     common_names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if [attribute.value for attribute in common_names] != [defender]:
-        return "the defender's name changed"
+        return "its name changed"
     try:
         wanted = {str(host) for host in server_names(names)}
     except ValueError as error:
