@@ -37,8 +37,8 @@ SHELL_NAMES = words("""
     tap service protocol store journal tls frontend backend tunnel peer enrollment plain acceptor control
     descriptor poll openssl
     watch forwarding trail
-    folder disk joining
-    follower https peer_tls stored syslog_tls
+    folder disk joining host member
+    follower https peer_tls syslog_tls
 """)
 
 CONTROLLER_SHELL_FOLDERS = words("cli pki store api console channel identity supervision")

@@ -27,7 +27,6 @@ from controller.sinks.delivery import (
     Pause,
     Position,
     Rest,
-    Row,
     Save,
     Send,
     Standing,
@@ -53,27 +52,27 @@ class Source(Protocol):
     position that was read past.
     """
 
-    def after(self, position: Position | None, limit: int) -> Deferred[list[Row]]:
-        """Up to `limit` events after a position, None for the first that is still stored.
+    def after(self, position: Position | None, limit: int) -> Deferred[Any]:
+        """A list of up to `limit` rows: events after a position, None for the first that is still stored.
 
         Where events behind the position were removed before the sink had them, a `gap` event that counts
         them comes in their place: what is lost to a receiver is told to it.
         """
 
-    def wait(self) -> Deferred[object]:
+    def wait(self) -> Deferred[Any]:
         """Fires once an event is stored after this call. It may be cancelled."""
 
-    def behind(self, position: Position | None) -> Deferred[int]:
+    def behind(self, position: Position | None) -> Deferred[Any]:
         """How many events are stored after a position; an estimate will do."""
 
 
 class Cursor(Protocol):
     """Where a sink's position is kept."""
 
-    def load(self) -> Deferred[Position | None]:
+    def load(self) -> Deferred[Any]:
         """The position, None if there is none yet."""
 
-    def save(self, position: Position) -> Deferred[object]:
+    def save(self, position: Position) -> Deferred[Any]:
         """Keep it; fires when a restart would find it."""
 
 
