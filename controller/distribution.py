@@ -141,7 +141,7 @@ class Distribution:
     # -- inputs: who follows what
 
     def assign(self, who: str, line: str | None, now: float) -> list[Command]:
-        """A defender follows another line; None: no line, it is offered nothing."""
+        """A defender follows another line; None: it follows none and is offered nothing."""
         return self.assign_all({who: line}, now)
 
     def assign_all(self, lines: Mapping[str, str | None], now: float) -> list[Command]:
@@ -222,7 +222,7 @@ class Distribution:
             return []
         if defender.offered <= position:
             defender.offered = NOTHING
-        origin = self._origin(position)
+        origin = self.origin_of(position)
         if origin not in self._live():
             return []
         self._refusals.setdefault(origin, {})[who] = refusal
@@ -333,7 +333,7 @@ class Distribution:
 
     def restore_refusal(self, who: str, position: Position, refusal: Refusal) -> None:
         """A refusal as it was known, after `restore` of the lines, by the position or origin it was of."""
-        origin = self._origin(position)
+        origin = self.origin_of(position)
         if origin in self._live():
             self._refusals.setdefault(origin, {})[who] = refusal
 
@@ -342,6 +342,10 @@ class Distribution:
     def lines(self) -> tuple[str, ...]:
         """The lines that something was published on."""
         return tuple(self._lines)
+
+    def origin_of(self, position: Position) -> Position:
+        """Where the content that stands at a position was published: keep a refusal by that."""
+        return self._again[position].origin if position in self._again else position
 
     def line_of(self, who: str) -> str | None:
         """The line that a defender follows."""
@@ -583,10 +587,6 @@ class Distribution:
             version = line.release.position.version
             raise RolloutError(f"version {version} of {name!r} is {line.phase.value}, not {wanted}")
         return line
-
-    def _origin(self, position: Position) -> Position:
-        """Where the content that stands at a position was published."""
-        return self._again[position].origin if position in self._again else position
 
     def _live(self) -> set[Position]:
         """The origins that may still be offered to somebody."""

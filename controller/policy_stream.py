@@ -10,9 +10,20 @@ decide about a rollout, goes to `stream` directly.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from controller.distribution import AT_ONCE, Distribution
 from controller.fleet import NO_POLICY, Fleet, Follow, Target
-from controller.releases import Command, Plan, Release, Superseded
+from controller.releases import (
+    Command,
+    Held,
+    LineState,
+    Plan,
+    Position,
+    Refusal,
+    Release,
+    Superseded,
+)
 from controller.selection import Defender
 
 
@@ -27,6 +38,35 @@ class PolicyStream:
         """The bundle that denies everything (`fleet.NO_POLICY_TEXT`), for defenders without a policy; signed
         for the whole fleet, once, before anything else is published."""
         return self.stream.publish(NO_POLICY, release, AT_ONCE, now)
+
+    def restore(
+        self,
+        defenders: Iterable[Defender],
+        targets: Mapping[str, Target],
+        held: Mapping[str, Held],
+        states: Iterable[LineState],
+        refusals: Iterable[tuple[str, Position, Refusal]],
+        now: float,
+    ) -> list[Command]:
+        """Go on where a controller stopped, before anybody is connected; once, in place of `begin`.
+
+        `targets` are those of the newest versions, `held` is what each defender said last, `refusals` are
+        (defender, origin, why). Raises ValueError unless there is a state for each policy with a target.
+        """
+        states = list(states)
+        missing = sorted(set(targets) - {state.line for state in states})
+        if missing:
+            raise ValueError(f"nothing was kept of the rollout of {', '.join(missing)}")
+        for policy, target in targets.items():
+            self.fleet.targeted(policy, target)
+        for defender in defenders:
+            self.fleet.enrolled(defender)
+            line = self.fleet.policy_of(defender.id)
+            self.stream.restore_defender(defender.id, line, held.get(defender.id))
+        commands = [command for state in states for command in self.stream.restore(state, now)]
+        for who, origin, refusal in refusals:
+            self.stream.restore_refusal(who, origin, refusal)
+        return commands
 
     def enrolled(self, defender: Defender, now: float) -> list[Command]:
         """A defender is in the fleet, or has another name or other labels; raises SelectionError."""

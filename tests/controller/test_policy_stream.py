@@ -157,3 +157,29 @@ class Stories(Case):
         self.assertIs(self.policies.stream.progress("prod").phase, Phase.HALTED)
         self.assertIs(self.policies.stream.progress("all").phase, Phase.SETTLED)
         self.assertEqual(self.held, {"web1": 3, "web2": 3, "web3": 5})
+
+    def test_a_controller_that_starts_again_goes_on(self) -> None:
+        self.answer(self.publish("all", EVERYBODY))
+        self.answer(self.publish("prod", PROD))
+        said = self.publish("prod", PROD, GRADUAL)
+        (first,) = (each.defenders[0] for each in said if isinstance(each, Offer))
+        self.policies.stream.refused(first, Position(1, 4), Refusal("schema"), 0.0)
+        old, self.policies = self.policies, PolicyStream()
+        states = [old.stream.state(line) for line in old.stream.lines()]
+        kept = {who: Held(Position(1, version), bytes([version])) for who, version in self.held.items()}
+        targets = {"all": EVERYBODY, "prod": PROD}
+        with self.assertRaisesRegex(ValueError, "nothing was kept of the rollout of prod"):
+            PolicyStream().restore([], targets, {}, states[:2], [], 0.0)
+        origin = old.stream.origin_of(Position(1, 4))
+        commands = self.policies.restore(
+            old.fleet.defenders(), targets, kept, states, [(first, origin, Refusal("schema"))], 0.0
+        )
+        self.assertEqual(commands, [])
+        self.assertEqual(self.following(), {"web1": "prod", "web2": "prod", "web3": "all"})
+        for who in ("web1", "web2", "web3"):
+            self.assertEqual(self.policies.stream.connected(who, kept[who], 0.0), [])
+        self.assertEqual(self.policies.stream.standing(first), (Standing.REFUSED, Refusal("schema")))
+        resumed = self.answer(self.policies.stream.resume("prod", 0.0))
+        self.assertTrue(any(isinstance(each, Advanced) for each in resumed))
+        other = "web2" if first == "web1" else "web1"
+        self.assertEqual((self.held[first], self.held[other]), (3, 4))
