@@ -46,9 +46,13 @@ class SinkTests(TestCase):
         self.cursor = MemoryCursor()
         self.passed: list[tuple[str, Passed]] = []
         self.log: list[str] = []
+        self.awaited: list[tuple[str, Deferred[None]]] = []
 
         def observe(entry: Any) -> None:
             self.log.append(formatEvent(entry) + repr(entry))
+            for text, said in [each for each in self.awaited if each[0] in self.log[-1]]:
+                self.awaited.remove((text, said))
+                said.callback(None)
 
         observer: Any = observe
         globalLogPublisher.addObserver(observer)
@@ -184,9 +188,10 @@ class SinkTests(TestCase):
         server = HttpServer(self.certificates.odd(None))
         self.addCleanup(server.stop)
         self.store = MemoryStore(5)
+        said: Deferred[None] = Deferred()
+        self.awaited.append(("(san)", said))
         sink = self.start(self.webhook(server))
-        while not sink.standing().problem:
-            await self.turn()
+        await said
         self.assertIn("(san)", sink.standing().problem)
         self.assertEqual(server.asked, [])
 
@@ -201,11 +206,6 @@ class SinkTests(TestCase):
         self.start(self.webhook(quick))
         await self.cursor.until(100)
         self.assertEqual((len(slow.asked), stuck.saved), (1, []))
-
-    def turn(self) -> Deferred[None]:
-        done: Deferred[None] = Deferred()
-        reactor.callLater(0.01, done.callback, None)
-        return done
 
 
 class Scripted:
