@@ -187,10 +187,11 @@ class Follower(Service):
         self._turning = True
         try:
             while self._inputs:
-                commands = self._commands(self._inputs.popleft())
-                # At the end the machine is still told what happens, and nothing of it is done.
-                for command in commands if self._live else ():
-                    self._perform(command)
+                for command in self._commands(self._inputs.popleft()):
+                    # At the end, which a command may bring about, the machine is still told what happens,
+                    # and nothing that it says is done any more.
+                    if self._live:
+                        self._perform(command)
         finally:
             self._turning = False
 

@@ -424,6 +424,25 @@ class FollowerTests(SynchronousTestCase):
         self.successResultOf(ended)
         self.assertEqual(self.cursor.saved, [4])
 
+    def test_a_sink_that_is_stopped_by_what_it_tells_does_nothing_more(self) -> None:
+        self.receiver.answers = [Refused("bad", 1), Taken(), Refused("bad"), None]
+        ends: list[Deferred[None]] = []
+        delivery = Delivery(event_line, QUICK, chance=lambda: 1.0)
+        follower = Follower(
+            "siem",
+            "syslog",
+            self.clock,
+            self.store,
+            self.cursor,
+            self.receiver,
+            delivery,
+            passed=lambda name, passed: ends.append(follower.stopService()),
+        )
+        follower.startService()
+        self.successResultOf(ends[0])
+        self.assertEqual(self.receiver.sent, [[1, 2, 3], [1], [2]])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
 
 class MakingTests(SynchronousTestCase):
     """A sink that cannot be."""
