@@ -48,7 +48,7 @@ class Batch:
 class Taken:
     """What became of a batch. It is on disk.
 
-    `seq` and `chain` are the epoch's last stored record: what to acknowledge. `stored` records are new,
+    `seq` and `chain` are those of its last record: what to acknowledge. `stored` records are new,
     `repeated` were there, `missing` are known to be lost before them (-1: some, nobody knows how many).
     `quarantined` says why the records were put aside, "" if they were not. `position` is that of the last
     event stored.

@@ -144,13 +144,13 @@ class Day:
             at = known.seq - batch.first_seq
             if (records[at].chain if at >= 0 else chain_before(batch, records, known.chain)) == known.chain:
                 if last == known.seq:
-                    return Taken(known.seq, known.chain, repeated=len(records))
+                    return Taken(last, known.chain, repeated=len(records))
                 return self._store(known, batch, records, at + 1, received)
         elif self._stored_alike(known, batch, records):
-            return Taken(known.seq, known.chain, repeated=len(records))
+            return Taken(last, records[-1].chain, repeated=len(records))
         reason = "these records do not continue what is stored: the hash chain was broken, or ran twice"
         self._quarantine(known, batch, records, reason, received)
-        return Taken(known.seq, known.chain, quarantined=reason)
+        return Taken(last, records[-1].chain, quarantined=reason)
 
     def refuse(self, batch: Batch, reason: str, received: int) -> None:
         """Put bytes aside that are no records, and tell of it once."""

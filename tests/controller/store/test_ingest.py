@@ -118,7 +118,7 @@ class Missing(StoreCase):
         self.assertEqual((store.counts.gaps, store.counts.missing), (1, 3))
         # What comes too late is told by its number: the gap stays one.
         late = yield store.ingest(trail.batch(4, 6))
-        self.assertEqual((late.seq, late.stored), (10, 0))
+        self.assertEqual((late.seq, late.stored), (6, 0))
         yield self.assert_whole(store)
 
     @inlineCallbacks
@@ -239,7 +239,10 @@ class Broken(StoreCase):
         for _ in range(2):
             taken = yield store.ingest(other.batch(4, 5))
             self.assertIn("ran twice", taken.quarantined)
-            self.assertEqual(taken.seq, 9)
+            # It is kept, so it is acknowledged; the cursor stays.
+            self.assertEqual((taken.seq, taken.chain), (5, other.chains[5]))
+            cursor = store.cursor("d1")
+            self.assertEqual(cursor and cursor.seq, 9)
         self.assertEqual(len((yield store.aside(store.days[0]))), 1)
         self.assertEqual(len((yield self.gaps(store))), 1)
 
