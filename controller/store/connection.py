@@ -98,3 +98,18 @@ def try_to_write(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     with transaction(connection):
         connection.execute("UPDATE probe SET count = count + 1")
+
+
+def copy_to(connection: sqlite3.Connection, path: Path) -> None:
+    """Copy a whole database, as it is in this moment, to a new file with mode 0600."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, PRIVATE_FILE))
+    target = sqlite3.connect(path)
+    try:
+        connection.backup(target)
+    finally:
+        target.close()
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -18,7 +18,14 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
-from controller.store.connection import PRIVATE_FILE, open_reader, open_writer, transaction, try_to_write
+from controller.store.connection import (
+    PRIVATE_FILE,
+    copy_to,
+    open_reader,
+    open_writer,
+    transaction,
+    try_to_write,
+)
 from controller.store.errors import (
     DamagedStoreError,
     SharedStoreError,
@@ -195,21 +202,6 @@ class Database:
             return function(connection, *args, **kwargs)
         finally:
             connection.execute("ROLLBACK")
-
-
-def copy_to(connection: sqlite3.Connection, path: Path) -> None:
-    """Copy a whole database, as it is in this moment, to a new file with mode 0600."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, PRIVATE_FILE))
-    target = sqlite3.connect(path)
-    try:
-        connection.backup(target)
-    finally:
-        target.close()
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def damaged(path: Path, detail: str) -> DamagedStoreError:

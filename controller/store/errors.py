@@ -70,7 +70,7 @@ _FAULTS: Final = frozenset(
 def is_fault(error: BaseException) -> bool:
     """Whether an error is the disk's or the file's, and not of what was to be done."""
     if isinstance(error, OSError):
-        return True
+        return not isinstance(error, FileExistsError)  # somebody's choice of a name
     code = getattr(error, "sqlite_errorcode", None)
     return isinstance(error, sqlite3.Error) and code is not None and code & 0xFF in _FAULTS
 

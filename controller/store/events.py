@@ -207,6 +207,13 @@ class EventStore:
         """What is wrong with the chains of a day as they are stored, for people. Reads all of it."""
         return self._readers.call(self._searcher.verify, day)
 
+    def backup(self, directory: Path) -> Deferred[list[str]]:
+        """Copy the files of all days, consistent, while they are in use; gives their names.
+
+        Fails with FileExistsError if `directory` is there, or the OSError or sqlite3.Error of the writing.
+        """
+        return self._readers.call(self._searcher.copy, directory)
+
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with the newest position, in the reactor's thread, when events were stored.
 
@@ -214,6 +221,20 @@ class EventStore:
         """
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener) if listener in self._listeners else None
+
+    def wait(self, position: int) -> Deferred[int]:
+        """Fires with the newest position once there is an event behind `position`; may be cancelled."""
+        if self.position > position:
+            return succeed(self.position)
+        waiting: Deferred[int] = Deferred(lambda _: stop())
+
+        def told(newest: int) -> None:
+            if newest > position:
+                stop()
+                waiting.callback(newest)
+
+        stop = self.listen(told)
+        return waiting
 
     def _micros(self) -> int:
         return int(self._clock() * 1_000_000)

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from controller.store.connection import open_reader
+from controller.store.connection import copy_to, open_reader
 from controller.store.days import DayFile, Days
 from controller.store.errors import StoreError
 from controller.store.query import Aside, Page, Query, Stored, check_query, matcher, unreadable
@@ -185,6 +185,17 @@ class Searcher:
             finally:
                 connection.execute("ROLLBACK")
         return found
+
+    def copy(self, directory: Path) -> list[str]:
+        """Copy all files, the newest one first: it has the cursors."""
+        directory.mkdir(mode=0o700)
+        copied: list[str] = []
+        for file in reversed(self._days.files):
+            connection = self._open(file)
+            if connection is not None:
+                copy_to(connection, directory / file.path.name)
+                copied.append(file.path.name)
+        return copied
 
     def _read(self, file: DayFile, query: Query) -> _Reading | None:
         """A reading of one file; None if retention has removed it meanwhile."""

@@ -6,7 +6,7 @@ import sqlite3
 from typing import Any, cast
 
 from twisted.internet import reactor
-from twisted.internet.defer import inlineCallbacks
+from twisted.internet.defer import DeferredList, inlineCallbacks
 from twisted.internet.interfaces import IReactorFromThreads
 
 from controller.store.days import EPOCHS
@@ -106,6 +106,35 @@ class Retention(StoreCase):
         self.assertEqual(len(store.days), 1)
         taken = yield store.ingest(trail.batch(9, 10))
         self.assertEqual(taken.repeated, 2)
+
+
+class Backup(StoreCase):
+    @inlineCallbacks
+    def test_a_copy_that_was_made_while_events_came(self) -> Steps[None]:
+        store, trail = self.open_store(), Trail("d1")
+        trail.many(400)
+        for day in range(2):
+            self.now = NOON + day * DAY
+            yield store.ingest(trail.batch(day * 20 + 1, day * 20 + 20))
+        copy = self.directory / "copy"
+        copy.mkdir()
+        waiting = [store.ingest(trail.batch(each, each + 9)) for each in range(41, 391, 10)]
+        names = yield store.backup(copy / "events")
+        yield DeferredList(waiting, fireOnOneErrback=True)
+        self.assertEqual(names, ["000002-2026-11-23.db", "000001-2026-11-22.db"])
+        yield self.assertFailure(store.backup(copy / "events"), FileExistsError)
+        for path in (copy / "events").iterdir():
+            self.assertEqual(path.stat().st_mode & 0o777, 0o600, path)
+        yield store.stop()
+        self.directory = copy
+        store = self.open_store()
+        cursor = store.cursor("d1")
+        assert cursor is not None
+        self.assertEqual(numbers((yield self.events(store))), list(range(1, cursor.seq + 1)))
+        yield self.assert_whole(store)
+        # What was stored after the copy was made and is gone at the defender is missing, and told to be.
+        yield store.ingest(trail.batch(399, 400))
+        self.assertEqual([told[2] for told in (yield self.gaps(store))], [398 - cursor.seq])
 
 
 class Damage(StoreCase):
