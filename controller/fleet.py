@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
-from controller.selection import Defender, Selection, check_labels
+from controller.selection import Defender, Selection, SelectionError, check_labels
 from defender.contract.local import LONGEST_DRAIN, MODES
 from defender.contract.policy_schema import DENY_ALL
 
@@ -46,6 +46,20 @@ class Target:
     def precedence(self) -> tuple[int, bool]:
         """Sorts the one that wins first."""
         return -self.rank, self.selection.is_everything
+
+    def as_document(self) -> dict[str, Any]:
+        """The target as the API and the store hold it: a selection, and `rank` where it is not 0."""
+        document = self.selection.as_document()
+        return {**document, "rank": self.rank} if self.rank else document
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Target:
+        """The target of a document; raises SelectionError for one that cannot be used."""
+        selection = {key: value for key, value in document.items() if key != "rank"}
+        rank = document.get("rank", 0)
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= MAX_RANK:
+            raise SelectionError(f"rank is a number between 0 and {MAX_RANK}, not {rank!r}"[:200])
+        return cls(Selection.from_document(selection), rank)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,9 +93,7 @@ class PolicyState:
         parts = [
             self.name,
             self.published.number if self.published else None,
-            None
-            if draft is None
-            else [draft.text, _target_document(draft.target), draft.author, draft.saved_at],
+            None if draft is None else [draft.text, draft.target.as_document(), draft.author, draft.saved_at],
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -276,10 +274,6 @@ def _published(state: PolicyState, version: Version, *, keep_draft: bool) -> tup
     if newest is not None and version.number <= newest.number:
         raise ValueError(f"version {version.number} after version {newest.number} of {state.name!r}")
     return replace(state, published=version, draft=state.draft if keep_draft else None), version
-
-
-def _target_document(target: Target) -> list[object]:
-    return [target.selection.as_document(), target.rank]
 
 
 def _described(target: Target) -> str:

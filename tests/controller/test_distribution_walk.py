@@ -287,6 +287,6 @@ class Gentle(Walk):
 
 
 WalkTests = Walk.TestCase
-WalkTests.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+WalkTests.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 GentleTests = Gentle.TestCase
-GentleTests.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+GentleTests.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)

@@ -55,6 +55,13 @@ class Policies(FleetCase):
             with self.assertRaisesRegex(ValueError, "a rank is between"):
                 Target(Selection(), wrong)
 
+    def test_targets_come_back_as_they_went(self) -> None:
+        for target in (EVERYBODY, PROD, Target(Selection(names=["web*"]), 7)):
+            self.assertEqual(Target.from_document(target.as_document()), target)
+        for document in ({"rank": True}, {"rank": "1"}, {"rank": 1001}, {"rank": None}, {"hosts": ["x"]}):
+            with self.assertRaises(SelectionError):
+                Target.from_document(document)
+
     def test_a_new_label_changes_the_policy(self) -> None:
         self.fleet.targeted("prod", PROD)
         self.assertEqual(
