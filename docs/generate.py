@@ -1,7 +1,7 @@
 """Writes the generated reference pages: `python docs/generate.py`; with `--check` it only compares.
 
 Actions are described here, from the catalogue; settings and events in `docs/reference_pages.py`, commands in
-`docs/cli_page.py`, the list of decisions in `docs/decision_index.py`.
+`docs/cli_page.py`, the REST API in `docs/rest_page.py`, the list of decisions in `docs/decision_index.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if __name__ == "__main__":  # from a checkout, without an installation
     sys.path.insert(0, str(DOCS.parent))
 
 from defender.contract.actions import NEWEST_API, OLDEST_API, OPERATIONS, Operation, names_of  # noqa: E402
-from docs import cli_page, decision_index, reference_pages  # noqa: E402
+from docs import cli_page, decision_index, reference_pages, rest_page  # noqa: E402
 
 _ACTIONS: Final = """\
 # Actions
@@ -132,6 +132,7 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
     **reference_pages.PAGES,
     "reference/actions.md": actions_page,
     "reference/cli.md": cli_page.cli_page,
+    "reference/rest.md": rest_page.rest_page,
     "decisions/README.md": decision_index.decision_index,
 }
 """Path below docs/ -> the function that makes the page."""

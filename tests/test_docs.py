@@ -242,6 +242,7 @@ class FigureTests(SynchronousTestCase):
 _NOT_SETTINGS = frozenset(
     (
         *("audit.problem", "policy.problems", "policy.source"),  # keys of the status
+        "audit.read",  # a permission
         *("defender.contract", "defender.socket", "defender.toml", "policy.yaml"),
     )
 )

@@ -10,7 +10,7 @@ redirects for doubled slashes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 from klein import Klein
@@ -23,13 +23,11 @@ from twisted.web.server import NOT_DONE_YET, Request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from zope.interface import implementer
 
-from controller.api import admission, audit, defenders, health, people, policies
+from controller.api.catalog import all_routes
 from controller.api.dispatch import Dispatcher, write_problem
-from controller.api.openapi import document
 from controller.api.ports import Ports
 from controller.api.problems import ProblemError
-from controller.api.routes import Answer, Call, Route
-from controller.api.schema import Free
+from controller.api.routes import Route
 from controller.api.stream import StreamLimits
 
 SECURITY_HEADERS: Final = (
@@ -48,40 +46,6 @@ PATHS: Final = (b"/api", b"/livez", b"/readyz", b"/metrics")
 """What is the API's; every path that is none of these nor below one may be somebody else's."""
 
 _LONGEST_METHOD: Final = 16
-
-
-def _openapi_route(routes: Iterable[Route], version: str) -> Route:
-    made = document(routes, version)
-
-    async def openapi(call: Call) -> Answer:
-        return Answer(made)
-
-    return Route(
-        "GET",
-        "/api/v1/openapi.json",
-        "openapi",
-        "This description of the API.",
-        "",
-        openapi,
-        answer=Free("An OpenAPI 3.1 document."),
-    )
-
-
-ROUTES: Final = (
-    *people.ROUTES,
-    *defenders.ROUTES,
-    *admission.ROUTES,
-    *policies.ROUTES,
-    *audit.ROUTES,
-    *health.ROUTES,
-)
-"""Every route but the one of the description itself."""
-
-
-def all_routes(version: str) -> tuple[Route, ...]:
-    """Every route; the description describes itself too."""
-    itself = _openapi_route((), version)
-    return (*ROUTES, _openapi_route((*ROUTES, itself), version))
 
 
 class Api:

@@ -73,13 +73,10 @@ async def remove_account(call: Call) -> Answer:
     return Answer()
 
 
-def _everybody(call: Call) -> bool:
-    return "accounts.write" in call.permissions
-
-
 async def api_tokens(call: Call) -> Answer:
-    """List API tokens: one's own, and for who manages accounts everybody's."""
-    return Answer(await call.ports.accounts.api_tokens(call.actor, _everybody(call), call.page))
+    """List API tokens: one's own, and for who may see accounts everybody's."""
+    everybody = "accounts.read" in call.permissions
+    return Answer(await call.ports.accounts.api_tokens(call.actor, everybody, call.page))
 
 
 async def create_api_token(call: Call) -> Answer:
@@ -90,7 +87,8 @@ async def create_api_token(call: Call) -> Answer:
 
 async def revoke_api_token(call: Call) -> Answer:
     """Revoke an API token."""
-    await call.ports.accounts.revoke_api_token(call.actor, call.path["token"], _everybody(call))
+    everybody = "accounts.write" in call.permissions
+    await call.ports.accounts.revoke_api_token(call.actor, call.path["token"], everybody)
     return Answer()
 
 
@@ -192,7 +190,7 @@ ROUTES: Final = (
         "GET",
         "/api/v1/api-tokens",
         "list_api_tokens",
-        "List API tokens: one's own; for who manages accounts, everybody's.",
+        "List API tokens: one's own; for who may see accounts, everybody's.",
         SIGNED_IN,
         api_tokens,
         query=PAGING,

@@ -24,12 +24,13 @@ from controller.api.schema import (
     Text,
 )
 from controller.fleet import MAX_RANK
+from controller.rollout_view import STATES
 from defender.contract.audit import timestamp
 from defender.contract.document import MAX_BYTES
 
 MODES: Final = ("none", "unix", "tcp", "unix+tcp")
-_STANDINGS: Final = ("acked", "refused", "offline", "sent", "queued")
-"""How a defender stands to what it should have; see `controller.releases.Standing`."""
+_STANDINGS: Final = ("acked", "refused", "waiting", "offline")
+"""How a defender stands to what it should have, as `controller.rollout_view` says it."""
 
 _DAY: Final = 86400
 _YEAR: Final = 365 * _DAY
@@ -362,7 +363,7 @@ ROLLOUT: Final = Record(
     {
         "policy": POLICY_NAME,
         "version": COUNT,
-        "state": Choice(("running", "halted", "aborted", "settled")),
+        "state": Choice(tuple(STATES.values())),
         "wave": COUNT,
         "waves": COUNT,
         "detail": SHORT,

@@ -58,6 +58,7 @@ class FakeAccounts:
         self.wrong = 0
         self.ended: set[str] = set()
         self.created = 0
+        self.everybody: list[bool] = []
         self.acts: list[tuple[str, Actor]] = []
         self.waiting: Deferred[Json] | None = None
 
@@ -120,6 +121,7 @@ class FakeAccounts:
 
     def api_tokens(self, actor: Actor, everybody: bool, page: PageWish) -> Deferred[Json]:
         """One."""
+        self.everybody.append(everybody)
         return given("ApiTokenPage")
 
     def create_api_token(self, actor: Actor, wanted: Json, permissions: frozenset[str]) -> Deferred[Json]:
@@ -131,6 +133,7 @@ class FakeAccounts:
 
     def revoke_api_token(self, actor: Actor, token: str, everybody: bool) -> Deferred[None]:
         """Whatever."""
+        self.everybody.append(everybody)
         return succeed(None)
 
 

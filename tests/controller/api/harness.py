@@ -15,7 +15,8 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from controller.api.app import ROUTES, Api
+from controller.api.app import Api
+from controller.api.catalog import ROUTES
 from controller.api.site import ApiSite
 from controller.api.stream import StreamLimits
 from tests.controller.api.doubles import EVERYTHING, World

@@ -62,6 +62,12 @@ class SignInTests(AnswersTestCase):
         reply = self.harness.request("POST", "/api/v1/api-tokens", wanted, token=only("locks.read"))
         self.assertEqual((reply.status, reply.json["errors"][0]["pointer"]), (422, "/permissions"))
 
+    def test_others_tokens_are_for_who_looks_after_accounts(self) -> None:
+        for permission in ("locks.read", "accounts.read", "accounts.write"):
+            self.harness.request("GET", "/api/v1/api-tokens", token=only(permission))
+            self.harness.request("DELETE", "/api/v1/api-tokens/t1", token=only(permission))
+        self.assertEqual(self.world.accounts.everybody, [False, False, True, False, False, True])
+
 
 class PortErrorTests(AnswersTestCase):
     """Each error of a port has its status."""

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from controller.accounts import PERMISSIONS
-from controller.api.app import SECURITY_HEADERS, all_routes
+from controller.api.app import SECURITY_HEADERS
+from controller.api.catalog import all_routes
 from controller.api.openapi import possible_problems
 from controller.api.routes import SIGNED_IN, Route
 from tests.controller.api.doubles import PASSWORD, only

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from controller.api.app import all_routes
+from controller.api.catalog import all_routes
 from controller.api.examples import EXAMPLES
 from controller.api.schema import (
     MAX_FAULTS,

@@ -21,7 +21,8 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
-from controller.api.app import ROUTES, Api
+from controller.api.app import Api
+from controller.api.catalog import ROUTES
 from controller.api.ports import UnavailableError
 from controller.api.site import ApiSite
 from controller.cli.client import Client, ClientError, LinkError, UnreachedError, problem_error
