@@ -26,6 +26,7 @@ from defender.contract.audit import SYSTEM, control_event, defender_event, ident
 from defender.contract.errors import ContractError
 from defender.contract.local import Answer
 from defender.contract.locks import Lock, dump_locks, load_locks, make_lock, same
+from defender.host import boot_id
 from defender.listener.acceptor import InheritedSockets, listen_privately
 from defender.listener.connection import Refusal
 from defender.listener.frontend import Terms
@@ -122,6 +123,7 @@ class Defender(MultiService):
             segment_bytes=settings.audit.segment_bytes,
             max_bytes=settings.audit.max_bytes,
             refuse=settings.audit.when_full == "refuse",
+            boot=boot_id(),
         )
         self.activation = PolicyActivation(settings.defender.name)
         self.pool = BackendPool(

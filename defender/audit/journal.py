@@ -66,7 +66,7 @@ class Disk(Protocol):
 
 
 class Journal:
-    """A recorder (`defender.contract.audit.CallRecorder`) on a spool of its own.
+    """A recorder (`defender.contract.audit.CallRecorder`) on a spool of its own; `boot` is the boot's id.
 
     `written` counts the events on disk, `durable` those of them that somebody waited for, `failed` the
     commits that did not work, `dropped` the events that are lost, `reduced` those that were too large,
@@ -87,6 +87,7 @@ class Journal:
         segment_bytes: int = SEGMENT_SIZE,
         max_bytes: int = 64 * SEGMENT_SIZE,
         refuse: bool = False,
+        boot: str = "",
         patience: float = PATIENCE,
         disk: Disk | None = None,
         wall: Callable[[], int] = time.time_ns,
@@ -102,9 +103,7 @@ class Journal:
         self._reactor = reactor
         self._largest = room(segment_bytes)
         self._batch = min(BATCH, self._largest)
-        self._spool = Spool(
-            agent, _boot_id(), segment_bytes=segment_bytes, max_bytes=max_bytes, refuse=refuse
-        )
+        self._spool = Spool(agent, boot, segment_bytes=segment_bytes, max_bytes=max_bytes, refuse=refuse)
         self._disk = disk or DiskThread(Store(self.directory, agent, segment_bytes=segment_bytes), reactor)
         self._wall = wall
         self._monotonic = monotonic
@@ -174,6 +173,14 @@ class Journal:
                 return False
 
     # -- for whoever ships the events
+
+    @property
+    def newest(self) -> tuple[int, int, bytes]:
+        """Epoch, number and chain of the last record that is certainly on disk; (0, 0, b"") for none."""
+        spool = self._spool
+        if not spool.durable_seq:
+            return 0, 0, b""
+        return spool.epoch, spool.durable_seq, spool.durable_chain
 
     def on_disk(self) -> tuple[list[SegmentFile], int, int]:
         """The segments in order, the present epoch, and the last number of it that is certainly on disk."""
@@ -585,10 +592,3 @@ def _corr(value: object) -> bytes:
         except ValueError:
             return b""
     return value if isinstance(value, bytes) and len(value) == 16 else b""
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
-        return ""

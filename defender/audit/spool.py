@@ -108,6 +108,8 @@ class Spool:
         self.epoch = 0
         self.next_seq = 0
         self.durable_seq = 0
+        self.durable_chain = b""
+        """The chain of the record `durable_seq`."""
         self.segments: list[SegmentFile] = []
         self.removed: list[Removed] = []
         """What made room since the shell last looked; it empties the list."""
@@ -153,7 +155,7 @@ class Spool:
         self.next_seq = found.next_seq
         self.durable_seq = found.next_seq - 1
         self.segments = list(found.segments)
-        self._chain = found.chain
+        self._chain = self.durable_chain = found.chain
         self._tail = found.tail
         self._spare = found.spare
         self._predecessor = found.predecessor
@@ -197,6 +199,7 @@ class Spool:
         """Everything that was added is on disk."""
         self._batches.clear()
         self.durable_seq = self.next_seq - 1
+        self.durable_chain = self._chain
         self._left(len(self._leaving))
         self._works()
         return self._prepare(now)
@@ -209,6 +212,8 @@ class Spool:
         self._left(removed)
         for batch in self._batches[:done]:
             self.durable_seq = batch.first_seq + batch.count - 1
+        if done:
+            self.durable_chain = self._batches[done].chain if done < len(self._batches) else self._chain
         del self._batches[:done]
         committing = self.state is State.COMMITTING
         if committing:
