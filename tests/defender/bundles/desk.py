@@ -19,7 +19,7 @@ from defender.bundles.commands import (
 from defender.bundles.restoring import Stored
 from defender.bundles.streams import Streams
 from defender.contract.contents import Content
-from tests.defender.contract.signing import AGENT, DEFENDER, DOMAIN, FIRST, NOW
+from tests.defender.contract.signing import AGENT, DEFENDER, DOMAIN, FIRST, NOW, snapshot_of
 
 _C = TypeVar("_C")
 
@@ -134,3 +134,10 @@ def codes(commands: Sequence[Command]) -> list[str]:
 def acked(commands: Sequence[Command]) -> list[tuple[str, int]]:
     """Streams and versions of ACKs."""
     return [(each.stream, each.position.version) for each in those(commands, Ack)]
+
+
+def started() -> Desk:
+    """A desk that has had an empty snapshot."""
+    desk = Desk()
+    desk.snapshot(snapshot_of({}))
+    return desk

@@ -172,6 +172,8 @@ class Rotation(RootCase):
         """A later root is not even read before the old keys have signed it."""
         self.refused("wrong-key", next_root, ROOT, seal(ROOT_TYPE, b"[" * 5000, [signer("stranger")]))
         self.refused("too-complex", next_root, ROOT, seal(ROOT_TYPE, b"[" * 5000, [signer("root")]))
+        held = new_root(root=ring_of([signer("root"), signer("second")], 2))
+        self.refused("threshold", next_root, held, seal(ROOT_TYPE, b"[" * 5000, [signer("root")]))
 
 
 class Chains(RootCase):
