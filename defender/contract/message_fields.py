@@ -10,6 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+# Where a stream stands is the same here as in a bundle.
+from defender.contract.bundle import Position as Position
+
 Field = Callable[[Any], Any]
 
 LARGEST: Final = 2**64 - 1
@@ -19,17 +22,6 @@ _SERIAL: Final = re.compile(r"[0-9a-f]{1,40}")
 _DEPTH: Final = 8
 _PARTS: Final = 2000
 _CHARACTERS: Final = 128 * 1024
-
-
-class Position(NamedTuple):
-    """Where a stream stands: at `version` of `key_epoch`, with 32 bytes of SHA-256 as `digest`.
-
-    A stream that has nothing yet is at (0, 0, b"").
-    """
-
-    key_epoch: int
-    version: int
-    digest: bytes
 
 
 class Cursor(NamedTuple):
