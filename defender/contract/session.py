@@ -161,6 +161,15 @@ class ChannelSession:
 
     # -- inputs
 
+    def begin(self, now: float) -> None:
+        """The connection is up, and the peer is who it should be: the time for the greeting begins now.
+
+        Wanted where the session was made before that: a handshake may wait long among thousands.
+        """
+        if self.state is State.GREETING:
+            self._heard = now
+            self._leave_at = now + GREETING_TIME
+
     def bytes_received(self, data: bytes, now: float) -> Outputs:
         """Bytes came from the peer."""
         outputs: Outputs = []

@@ -92,6 +92,16 @@ class Greeting(SynchronousTestCase):
             assert closed is not None
             self.assertEqual(closed.code, "timeout")
 
+    def test_the_handshake_takes_nothing_of_the_greetings_time(self) -> None:
+        for session in (DefenderSession(0.0, hello()), ControllerSession(0.0)):
+            session.begin(9.0)
+            self.assertEqual(session.wake_at, 9.0 + GREETING_TIME)
+            self.assertEqual(session.tick(GREETING_TIME), [])
+        link = Link()
+        before = link.controller.wake_at
+        link.controller.begin(link.now + 5)
+        self.assertEqual(link.controller.wake_at, before)
+
     def test_before_the_greeting_is_over_nothing_else_may_come(self) -> None:
         for message in (Ping(1), Ack("policy", 1, NOWHERE), Status({})):
             link = Link(greeted=False)
