@@ -43,7 +43,8 @@ class BundleService(Service):
 
     `activate` puts a content in force and returns None or a Deferred; what it raises, a ContractError or an
     OSError, is why it could not.
-    `withdraw(stream, reason)` takes one out of force. `answer` takes what goes to the controller, and drops
+    `withdraw(stream, reason)` takes one out of force: without a policy or locks everything is denied, without
+    trust no certificate of a user counts. `answer` takes what goes to the controller, and drops
     it if there is no connection. `record` takes events. `told` hears of grades and clocks. `run` does what
     may block, in a thread where there is one, and returns a Deferred.
     """
@@ -136,7 +137,8 @@ class BundleService(Service):
                 self.log.failure("bundles cannot be put on disk", failure)
             self._perform(self.streams.persist_failed(ticket, _reason(failure), self._wall()))
 
-        self._then(self._block(lambda: self._store.perform(command)), done, failed)
+        # Also where `run` does it at once, and raises.
+        self._then(maybeDeferred(self._block, lambda: self._store.perform(command)), done, failed)
 
     def _activate(self, command: Activate) -> None:
         ticket = command.ticket

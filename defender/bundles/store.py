@@ -101,6 +101,13 @@ class BundleStore:
             bundles[stream] = self._load_stream(self.directory / stream, active, problems)
         return Loaded(Stored(roots, mark, bundles), tuple(problems))
 
+    def envelope(self, stream: str, position: Position) -> bytes | None:
+        """The envelope of a bundle that is kept, as it came: for a controller that was restored from a backup
+        and takes back what is newer than it knows. None if it is not there; verifies nothing."""
+        if stream not in STREAMS:
+            return None
+        return self._read(self.directory / stream / bundle_name(position), MAX_ENVELOPE, [])
+
     def perform(self, command: PersistRoots | PersistBundle | PersistMark) -> None:
         """Do it so that it survives a crash once this has returned; raises OSError, and then nothing that
         was there before is lost."""

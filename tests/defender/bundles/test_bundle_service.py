@@ -167,6 +167,17 @@ class Working(ServiceCase):
 
 
 class Blocking(ServiceCase):
+    def test_a_disk_that_fails_at_once(self) -> None:
+        def run(what: object) -> Deferred[None]:
+            raise OSError(28, "No space left on device")
+
+        self.service.snapshot(snapshot_of({}))
+        self.patch(self.service, "_block", run)
+        self.service.offered("policy", 1, signed())
+        nack = self.answers[-1]
+        assert isinstance(nack, Nack)
+        self.assertEqual((nack.code, nack.detail), ("storage", "No space left on device"))
+
     def test_a_disk_in_a_thread(self) -> None:
         """What is written is answered later; meanwhile nothing is in force that is not on disk."""
         self.service.snapshot(snapshot_of({}))

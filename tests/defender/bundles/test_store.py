@@ -70,6 +70,14 @@ class Keeping(StoreCase):
         self.assertEqual(stored.bundles["locks"], (lock,))
         self.assertEqual(stored.bundles["mode"], ())
 
+    def test_one_of_them_for_a_controller_that_has_lost_it(self) -> None:
+        data = self.keep(4)
+        at = position(data, 4)
+        self.assertEqual(self.store.envelope("policy", at), data)
+        self.assertIs(self.store.envelope("policy", position(data, 5)), None)
+        self.assertIs(self.store.envelope("locks", at), None)
+        self.assertIs(self.store.envelope("../bundles/policy", at), None)
+
     def test_nobody_else_reads_it(self) -> None:
         self.store.perform(PersistRoots(1, FIRST, None))
         self.keep(1)
