@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -177,6 +178,8 @@ class Days:
         _sync(self.path)
         connection = self._write_to(path)
         if self.files and hasattr(self, "connection"):
+            with suppress(sqlite3.Error):
+                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             self.connection.close()
         self.connection = connection
         self.files = (*self.files, DayFile(number, today, path, first))

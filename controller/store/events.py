@@ -9,10 +9,11 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorFromThreads
@@ -54,16 +55,6 @@ class Counts:
     """Batches whose bytes were no records."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Retain:
-    """Work for the writer: remove the days before this one."""
-
-    day: str
-
-
-_Work = Batch | _Retain
-
-
 class EventStore:
     """The folder ``events`` in the store's `directory`; `Database` holds that directory's lock.
 
@@ -89,7 +80,7 @@ class EventStore:
         self._listeners: list[Listener] = []
         self._searcher = Searcher(self._days)
         self._readers = Readers(reactor, "the event store", readers)
-        self._writer: WriterThread[_Work, Taken | list[str]] = WriterThread(
+        self._writer: WriterThread[Batch, Taken] = WriterThread(
             reactor,
             "the event store",
             self._execute,
@@ -174,13 +165,24 @@ class EventStore:
         It fails with RecordsError if the bytes are no records (the peer is broken; they are put aside), with
         UnwritableStoreError or OverloadedStoreError: then nothing is stored, and it may come again.
         """
-        return cast("Deferred[Taken]", self._writer.submit(batch, len(batch.records)))
+        return self._writer.submit(batch, len(batch.records))
 
     def retain(self, days: int) -> Deferred[list[str]]:
-        """Remove the days that are more than `days` days old, at least 1; gives those that went."""
+        """Remove the days that are more than `days` days old, at least 1; gives those that went.
+
+        It needs no room, so it is done while a full disk takes nothing else.
+        """
         today = date.fromisoformat(day_of(self._clock()))
-        work = _Retain((today - timedelta(days=max(days, 1))).isoformat())
-        return cast("Deferred[list[str]]", self._writer.submit(work))
+        oldest = (today - timedelta(days=max(days, 1))).isoformat()
+
+        def remove() -> list[str]:
+            with suppress(sqlite3.Error, OSError):
+                self._turn()
+            gone = self._days.remove_before(oldest)
+            self._searcher.let_go()
+            return gone
+
+        return self._writer.call(remove)
 
     def search(self, query: Query, place: str = "", limit: int = 100) -> Deferred[Page]:
         """Events in the order of their time. `place` is the `Page.place` of the page before."""
@@ -239,38 +241,41 @@ class EventStore:
     def _micros(self) -> int:
         return int(self._clock() * 1_000_000)
 
-    def _execute(self, group: Sequence[_Work]) -> list[Taken | list[str] | Failure]:
-        assert self._day is not None
-        today = day_of(self._clock())
-        if self._days.due(today):
-            self._days.turn(today)
-            self._day = Day(self._days.connection, self._notes_epoch)
+    def _execute(self, group: Sequence[Batch]) -> list[Taken | Failure]:
+        self._turn()
         try:
             answers = self._together(group)
         except Exception as error:
             if is_fault(error) or len(group) == 1:
                 raise
             # One of them is what the code did not foresee: the others must not suffer for it.
-            answers = [self._alone(work) for work in group]
+            answers = [self._alone(batch) for batch in group]
         self._reactor.callFromThread(self._tell)
         return answers
 
-    def _alone(self, work: _Work) -> Taken | list[str] | Failure:
+    def _turn(self) -> None:
+        """Begin a new day, if it is time."""
+        today = day_of(self._clock())
+        if self._days.due(today):
+            self._days.turn(today)
+            self._day = Day(self._days.connection, self._notes_epoch)
+
+    def _alone(self, batch: Batch) -> Taken | Failure:
         try:
-            return self._together([work])[0]
+            return self._together([batch])[0]
         except Exception as error:
             if is_fault(error):
                 raise
             return Failure(error)
 
-    def _together(self, group: Sequence[_Work]) -> list[Taken | list[str] | Failure]:
+    def _together(self, group: Sequence[Batch]) -> list[Taken | Failure]:
         day = self._day
         assert day is not None
-        answers: list[Taken | list[str] | Failure] = []
+        answers: list[Taken | Failure] = []
         day.connection.execute("BEGIN IMMEDIATE")
         try:
-            for work in group:
-                answers.append(self._one(day, work))
+            for batch in group:
+                answers.append(self._one(day, batch))
             day.commit()
         except BaseException:
             if day.connection.in_transaction:
@@ -280,22 +285,20 @@ class EventStore:
         self._count(answers)
         return answers
 
-    def _one(self, day: Day, work: _Work) -> Taken | list[str] | Failure:
-        if isinstance(work, _Retain):
-            return self._days.remove_before(work.day)
+    def _one(self, day: Day, batch: Batch) -> Taken | Failure:
         received = self._micros()
         try:
-            return day.take(work, check(work), received)
+            return day.take(batch, check(batch), received)
         except RecordsError as error:
-            day.refuse(work, str(error), received)
+            day.refuse(batch, str(error), received)
             return Failure(error)
 
-    def _count(self, answers: Sequence[Taken | list[str] | Failure]) -> None:
+    def _count(self, answers: Sequence[Taken | Failure]) -> None:
         counts = self.counts
         for answer in answers:
             if isinstance(answer, Failure):
                 counts.refused += 1
-            elif isinstance(answer, Taken):
+            else:
                 counts.stored += answer.stored
                 counts.repeated += answer.repeated
                 counts.gaps += bool(answer.missing)

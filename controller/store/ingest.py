@@ -24,7 +24,7 @@ from defender.contract.spool import MAX_SEQ, Record, first_chain
 NOTES: Final = "controller.store"
 NOTES_AGENT: Final = "controller"
 
-_KNOWN_NAMES: Final = 200_000
+_KNOWN_NAMES: Final = 50_000
 _LAST_MICROS: Final = MAX_SEQ - 1  # a search ends before MAX_SEQ if it names no end
 _LOST: Final = "events are missing here"
 _BEGINNING: Final = "the beginning of this epoch is missing"

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
@@ -20,6 +20,7 @@ from controller.store.errors import OverloadedStoreError, UnwritableStoreError, 
 
 Work = TypeVar("Work")
 Answer = TypeVar("Answer")
+T = TypeVar("T")
 
 #: Seconds between two trial writes while the store cannot be written.
 PAUSE: Final = 1.0
@@ -55,6 +56,7 @@ class WriterThread(Generic[Work, Answer]):
         self._most_at_once = most_at_once
         self._condition = threading.Condition()
         self._queue: deque[tuple[Work, int, Deferred[Answer]]] = deque()
+        self._calls: deque[tuple[Callable[[], object], Deferred[object]]] = deque()
         self._weight = 0
         self._stopping = False
         self._fault = ""
@@ -105,6 +107,17 @@ class WriterThread(Generic[Work, Answer]):
             self._condition.notify()
         return answer
 
+    def call(self, function: Callable[[], T]) -> Deferred[T]:
+        """Run a function in the thread, between two groups, whether or not there is a problem."""
+        answer: Deferred[Any] = Deferred(_go_on)
+        with self._condition:
+            if self._stopping:
+                answer.errback(Failure(UnwritableStoreError(f"{self._name}: the store is closed")))
+                return answer
+            self._calls.append((function, answer))
+            self._condition.notify()
+        return answer
+
     def stop(self) -> Deferred[None]:
         """Do what waits, then end. The Deferred fires when the thread has."""
         with self._condition:
@@ -115,14 +128,18 @@ class WriterThread(Generic[Work, Answer]):
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not self._queue and not self._stopping:
+                while not self._queue and not self._calls and not self._stopping:
                     self._condition.wait(PAUSE if self._fault else None)
                     if self._fault:
                         break
+                calls = list(self._calls)
+                self._calls.clear()
                 group = self._take()
-                if not group and self._stopping:
+                if not group and not calls and self._stopping:
                     break
             self._busy_since = time.monotonic()
+            for function, answer in calls:
+                self._answer(function, answer)
             if self._fault:
                 self._try(self._probe)
             if group:
@@ -155,6 +172,16 @@ class WriterThread(Generic[Work, Answer]):
                 answers = [Failure(error)] * len(group)
         self.seconds.append(time.perf_counter() - begun)
         self._reactor.callFromThread(_tell, [answer for _, _, answer in group], answers)
+
+    def _answer(self, function: Callable[[], object], answer: Deferred[object]) -> None:
+        result: object
+        try:
+            result = function()
+        except BaseException as error:  # noqa: BLE001 - whoever waits must be told, whatever it is
+            if is_fault(error):
+                error = UnwritableStoreError(f"{self._name}: {fault_text(error)}")
+            result = Failure(error)
+        self._reactor.callFromThread(_tell, [answer], [result])
 
     def _try(self, call: Callable[[], None]) -> None:
         try:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
+from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 from twisted.internet import reactor
 from twisted.internet.defer import DeferredList, inlineCallbacks
 from twisted.internet.interfaces import IReactorFromThreads
 
+from controller.store import events as events_module
 from controller.store.days import EPOCHS
-from controller.store.errors import StoreError
+from controller.store.errors import StoreError, UnwritableStoreError
 from controller.store.events import EventStore
+from controller.store.ingest import Day
 from controller.store.query import Query
 from tests.controller.store.trails import DAY, NOON, NOTES_EPOCH, Steps, StoreCase, Trail, numbers
 
@@ -106,6 +112,34 @@ class Retention(StoreCase):
         self.assertEqual(len(store.days), 1)
         taken = yield store.ingest(trail.batch(9, 10))
         self.assertEqual(taken.repeated, 2)
+
+    @inlineCallbacks
+    def test_a_full_disk_does_not_keep_old_days(self) -> Steps[None]:
+        """Removing them is what helps; and nobody who has read them keeps their room."""
+        store, trail = self.open_store(), Trail("d1")
+        trail.many(4)
+        for day in range(3):
+            self.now = NOON + day * DAY
+            yield store.ingest(trail.batch(day + 1, day + 1))
+            yield store.after(0, Query())
+        full = OSError(28, "No space left on device")
+        with (
+            mock.patch.object(Day, "commit", side_effect=full),
+            mock.patch.object(events_module, "try_to_write", side_effect=full),
+        ):
+            yield self.assertFailure(store.ingest(trail.batch(4, 4)), UnwritableStoreError)
+            self.assertIn("No space left on device", store.problem)
+            self.assertEqual((yield store.retain(1)), ["2026-11-22"])
+        self.assertEqual([path for path in _open_files() if "2026-11-22" in path], [])
+
+
+def _open_files() -> list[str]:
+    """The files that this process has open."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(entry))
+    return found
 
 
 class Backup(StoreCase):

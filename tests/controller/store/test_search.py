@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from itertools import pairwise
 from typing import Any
 from unittest import mock
@@ -10,9 +11,12 @@ from unittest import mock
 from twisted.internet.defer import inlineCallbacks
 from twisted.trial.unittest import SynchronousTestCase
 
+from controller.store import reading as reading_module
 from controller.store import search as search_module
+from controller.store.days import DayFile
 from controller.store.errors import StoreError
 from controller.store.events import EventStore
+from controller.store.open_files import OpenFiles
 from controller.store.query import Query, Stored, matcher
 from tests.controller.store.trails import DAY, NOON, Steps, StoreCase, Trail, numbers, payload_of
 
@@ -71,6 +75,37 @@ class ByTime(SearchCase):
         some = yield self.search(store, Query(since=START + 5_000_000, until=START + 9_000_000))
         wanted = [at for at in moments.values() if START + 5_000_000 <= at < START + 9_000_000]
         self.assertEqual(len(some), len(wanted))
+
+    @inlineCallbacks
+    def test_only_the_days_that_may_have_something_are_opened(self) -> Steps[None]:
+        store, trail = self.open_store(), Trail("d1")
+        for day in range(12):
+            self.now = NOON + day * DAY
+            trail.many(5, micros=int(self.now * 1_000_000))
+            yield store.ingest(trail.batch(trail.seq - 4, trail.seq))
+        yield store.search(Query(), "", 100)
+        opened: list[str] = []
+        find = OpenFiles.find
+
+        def counting(files: OpenFiles, file: DayFile) -> sqlite3.Connection | None:
+            opened.append(file.day)
+            return find(files, file)
+
+        self.patch(OpenFiles, "find", counting)
+        with mock.patch.object(search_module, "_WINDOW", 4), mock.patch.object(search_module, "_LEAST", 4):
+            found = yield self.search(store, Query(), 7)
+            self.assertEqual(numbers(found), list(range(60, 0, -1)))
+            oldest = yield self.search(store, Query(newest_first=False), 7)
+            self.assertEqual(numbers(oldest), list(range(1, 61)))
+            opened.clear()
+            page = yield store.search(Query(), "", 3)
+            self.assertEqual((numbers(page.events), opened), ([60, 59, 58], ["2026-12-03"]))
+        opened.clear()
+        third = START + int(3 * DAY) * 1_000_000
+        page = yield store.search(Query(since=third, until=third + 1), "", 9)
+        self.assertEqual(numbers(page.events), [20, 19, 18, 17, 16])
+        # The newest one may have anything.
+        self.assertEqual(sorted(set(opened)), ["2026-11-25", "2026-12-03"])
 
     @inlineCallbacks
     def test_events_of_one_moment_are_told_apart_by_their_position(self) -> Steps[None]:
@@ -206,7 +241,7 @@ class Following(SearchCase):
         store, trail = self.open_store(), Trail("d1")
         trail.many(200)
         yield store.ingest(trail.batch(1, 200))
-        with mock.patch.object(search_module, "_STRIDE", 10):
+        with mock.patch.object(reading_module, "STRIDE", 10):
             page = yield store.after(0, Query(users=("nobody",)))
             self.assertEqual((page.events, page.place, page.more), ([], "200", False))
             with mock.patch.object(search_module, "MOST_EXAMINED", 50):
