@@ -90,6 +90,10 @@ class Api:
         serve.__name__ = route.operation
         return serve
 
+    def stop(self) -> Deferred[None]:
+        """Answer new requests with 503, end the streams; fires when what was begun is at its end."""
+        return Deferred.fromCoroutine(self.dispatcher.stop())
+
     def resource(self, elsewhere: IResource | None = None) -> ApiResource:
         """The root of a site; `elsewhere` serves the paths that are not the API's."""
         return ApiResource(self._klein, elsewhere)

@@ -74,16 +74,33 @@ class Dispatcher:
         self._streams = Streams(clock, self.metrics, limits)
         self._repeats = Repeats(clock)
         self._busy: Counter[str] = Counter()
+        self._running = 0
+        self._idle: list[Deferred[None]] = []
+        self._stopping = False
+
+    async def stop(self) -> None:
+        """Take nothing new, end the streams, and return when what was begun is at its end."""
+        self._stopping = True
+        self._streams.stop()
+        if self._running:
+            idle: Deferred[None] = Deferred()
+            self._idle.append(idle)
+            await idle
 
     def serve(self, route: Route, request: Request, variables: Mapping[str, str]) -> Deferred[bytes | None]:
         """Answer one request; fires with the body to write, None if it is written already. Never fails."""
         actor = Actor("", "", "", _address(request), str(uuid4()))
         request.setHeader(b"X-Request-Id", actor.request.encode("ascii"))
         began = self._clock.seconds()
-        working = Deferred.fromCoroutine(self._work(route, request, variables, actor))
+        assert request.content is not None
+        # Now: it is closed when the client goes.
+        data = request.content.read()
+        working = Deferred.fromCoroutine(self._work(route, request, variables, data, actor))
         if route.writes:
+            self._running += 1
             # A client that goes away cancels what this gives back, and must not stop what was begun.
-            working = _shield(working)
+            begun, working = working, _shield(working)
+            begun.addBoth(self._ended)
         working.addErrback(self._problem, request, route, actor)
 
         def count(body: bytes | None) -> bytes | None:
@@ -93,19 +110,32 @@ class Dispatcher:
 
         return working.addCallback(count)
 
+    def _ended(self, _: object) -> None:
+        self._running -= 1
+        if not self._running:
+            idle, self._idle = self._idle, []
+            for waiting in idle:
+                waiting.callback(None)
+
     async def _work(
-        self, route: Route, request: Request, variables: Mapping[str, str], actor: Actor
+        self, route: Route, request: Request, variables: Mapping[str, str], data: bytes, actor: Actor
     ) -> bytes | None:
+        if self._stopping and route.operation not in ("live", "ready"):
+            told = "the controller is stopping; try again in a moment"
+            raise ProblemError(503, "stopping", told, headers={"Retry-After": "5"})
         token, principal = "", None
         if route.permission:
             token = bearer(_headers(request, "authorization"))
             principal = await self._sign_in(token, actor)
             actor = Actor(principal.user, principal.via, principal.credential, actor.address, actor.request)
             await self._permit(route, request, actor, principal)
+            if request._disconnected:
+                # Nothing was begun, and nobody waits for it.
+                raise CancelledError
         who = actor.credential or actor.address
         with_place = _Place(self._busy, "" if route.streams else who)
         with with_place:
-            body = self._body(route, request)
+            body = self._body(route, request, data)
             call = Call(
                 ports=self._ports,
                 actor=actor,
@@ -127,7 +157,7 @@ class Dispatcher:
                     return b""
                 await route.handler(call)
                 return None
-            answer = await self._answer(route, call)
+            answer = await self._answer(route, call, data)
             return self._write(route, request, answer)
 
     async def _sign_in(self, token: str, actor: Actor) -> Principal:
@@ -145,9 +175,7 @@ class Dispatcher:
         await self._ports.acts.refused(actor, route.operation, target, reason)
         raise ProblemError(403, "not-allowed", reason)
 
-    def _body(self, route: Route, request: Request) -> Any:
-        assert request.content is not None
-        data = request.content.read()
+    def _body(self, route: Route, request: Request, data: bytes) -> Any:
         if route.body is None:
             if data:
                 raise ProblemError(
@@ -166,7 +194,7 @@ class Dispatcher:
             raise invalid(faults.found)
         return checked
 
-    async def _answer(self, route: Route, call: Call) -> Answer:
+    async def _answer(self, route: Route, call: Call, data: bytes) -> Answer:
         async def act() -> Answer:
             given = await route.handler(call)
             assert given is not None
@@ -175,11 +203,8 @@ class Dispatcher:
         key = repeat_key(_headers(call.request, "idempotency-key")) if route.repeatable else ""
         if not key:
             return await self._in_time(act())
-        assert call.request.content is not None
-        call.request.content.seek(0)
-        body = call.request.content.read()
         what = f"{route.operation} {sorted(call.path.items())}"
-        return await self._in_time(self._repeats.once(call.actor.credential, what, key, body, act))
+        return await self._in_time(self._repeats.once(call.actor.credential, what, key, data, act))
 
     async def _in_time(self, working: Awaitable[Answer]) -> Answer:
         running = _shield(deferred(working))
@@ -266,7 +291,7 @@ def _shield(working: Deferred[Any]) -> Deferred[Any]:
 
     def tell(result: Any) -> None:
         if told.called and isinstance(result, Failure):
-            if not result.check(ProblemError, ports.PortError):
+            if not result.check(CancelledError, ProblemError, ports.PortError):
                 _log.failure("an operation failed after its client was gone", result)
             return
         told.callback(result)

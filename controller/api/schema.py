@@ -22,6 +22,8 @@ MAX_FAULTS: Final = 20
 
 Schema = dict[str, Any]
 
+_UNWRITABLE: Final = re.compile("[\ud800-\udfff\0]")
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -133,7 +135,7 @@ class Text(Field):
 
     def _readable(self, value: str) -> bool:
         if self.lines:
-            return not any("\ud800" <= character <= "\udfff" or character == "\0" for character in value)
+            return _UNWRITABLE.search(value) is None
         return value.isprintable()
 
     def schema(self) -> Schema:

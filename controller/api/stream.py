@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.web.server import Request
@@ -263,6 +263,14 @@ class Streams:
         self.limits = limits
         self._metrics = metrics
         self._open: Counter[str] = Counter()
+        self._waiting: set[Deferred[None]] = set()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """End every stream, saying why; an export is cut."""
+        self._stopping = True
+        for waiting in list(self._waiting):
+            waiting.cancel()
 
     @contextmanager
     def place(self, user: str) -> Iterator[None]:
@@ -317,9 +325,12 @@ class Streams:
                 if batch.items or batch.lost:
                     spoken = clock.seconds()
                 position = batch.position
-                await writer.drained()
-                if len(batch.items) < BATCH:
+                await self._until(writer.drained())
+                if len(batch.items) < BATCH and not self._stopping:
                     await self._more(audit, position, spoken)
+                if self._stopping:
+                    writer.write(form.end("the controller is stopping"))
+                    return
                 now = clock.seconds()
                 if now - checked >= limits.recheck:
                     checked = now
@@ -343,9 +354,21 @@ class Streams:
         left = max(0.0, spoken + self.limits.heartbeat - self.clock.seconds())
         waiting = maybeDeferred(lambda: deferred(audit.wait(position)))
         try:
-            await waiting.addTimeout(left, self.clock)
+            await self._until(waiting.addTimeout(left, self.clock))
         except DeferredTimeout:
             pass
+
+    async def _until(self, event: Awaitable[Any]) -> None:
+        """Wait for something, or for the end of all streams."""
+        waiting = deferred(event)
+        self._waiting.add(waiting)
+        try:
+            await waiting
+        except CancelledError:
+            if not self._stopping:
+                raise
+        finally:
+            self._waiting.discard(waiting)
 
     async def export(
         self, request: Request, exporter: Exporter, audit: Audit, wanted: AuditWish, *, after: str, stop: str
@@ -360,7 +383,9 @@ class Streams:
                 if batch.lost:
                     writer.write(exporter.gap(batch.lost))
                 writer.write(b"".join(exporter.line(event) for _, event in batch.items))
-                await writer.drained()
+                await self._until(writer.drained())
+                if self._stopping:
+                    raise StalledError
                 position = batch.position
                 if position == stop:
                     break

@@ -58,12 +58,15 @@ class FakeAccounts:
         self.wrong = 0
         self.ended: set[str] = set()
         self.created = 0
+        self.looking_up: Deferred[Principal | None] | None = None
         self.everybody: list[bool] = []
         self.acts: list[tuple[str, Actor]] = []
         self.waiting: Deferred[Json] | None = None
 
     def authenticate(self, token: str, address: str) -> Deferred[Principal | None]:
         """Any token of `only`, or `EVERYTHING`."""
+        if self.looking_up is not None:
+            return self.looking_up
         if token in self.ended:
             return succeed(None)
         if token == EVERYTHING:

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from controller.api.dispatch import EACH, PATIENCE
-from controller.api.ports import Check, ConflictError, Selection, UnavailableError
+from controller.api.ports import Check, ConflictError, Principal, Selection, UnavailableError
 from controller.api.repeats import LIFE
 from tests.controller.api.doubles import EVERYTHING, PASSWORD, example, only
 from tests.controller.api.harness import Harness, Reply, read_reply, request_bytes
@@ -266,6 +266,23 @@ class GoneTests(AnswersTestCase):
         waiting.callback(example("Account"))
         self.assertEqual(self.harness.clock.getDelayedCalls(), [])
 
+    def test_what_was_not_begun_is_not_done_for_nobody(self) -> None:
+        for method, path, body in (
+            ("POST", "/api/v1/accounts", ACCOUNT),
+            ("GET", "/api/v1/defenders", None),
+            ("GET", "/api/v1/audit/stream", None),
+        ):
+            looking_up: Deferred[Principal | None] = Deferred()
+            self.world.accounts.looking_up = looking_up
+            connection = self.harness.connect()
+            connection.send(request_bytes(method, path, body))
+            connection.close()
+            if not looking_up.called:
+                permissions = frozenset({"accounts.write", "defenders.read", "audit.read"})
+                looking_up.callback(Principal("admin", "session", "s1", ("admin",), permissions, 0.0))
+        self.assertEqual((self.world.accounts.created, self.world.fleet.selected), (0, []))
+        self.assertEqual(self.world.audit.asked, 0)
+
     def test_a_fault_without_a_client_is_logged(self) -> None:
         waiting: Deferred[Any] = Deferred()
         self.begin(waiting).close()
@@ -284,6 +301,17 @@ class GoneTests(AnswersTestCase):
         reply = read_reply(connection.received)
         self.assertEqual((reply.status, reply.json["code"]), (503, "too-slow"))
         waiting.callback(example("Account"))
+
+    def test_a_stop_waits_for_what_was_begun(self) -> None:
+        waiting: Deferred[Any] = Deferred()
+        connection = self.begin(waiting)
+        stopped = self.harness.api.stop()
+        self.assertNoResult(stopped)
+        self.assertEqual(self.harness.request("GET", "/api/v1/locks").json["code"], "stopping")
+        self.assertEqual(self.harness.request("GET", "/livez").status, 200)
+        waiting.callback(example("Account"))
+        self.assertEqual(read_reply(connection.received).status, 201)
+        self.successResultOf(stopped)
 
     def test_one_caller_has_a_bounded_share(self) -> None:
         waiting: list[Deferred[Any]] = [Deferred() for _ in range(EACH + 1)]

@@ -44,6 +44,7 @@ class ReadingTests(SynchronousTestCase):
         self.assertIn("32 levels", self.refusal(b"[" * 100_000))
         self.assertIn("32 levels", self.refusal(b'{"a":' * 33 + b"1" + b"}" * 33))
         self.assertEqual(read_json(json.dumps({"text": "[{" * 100}).encode()), {"text": "[{" * 100})
+        self.assertIn("32 levels", self.refusal(b'["\\"]", ' + b"[" * 33))
         self.assertEqual(read_json(b'["' + b'\\"[' * 50 + b'"]'), ['"[' * 50])
         self.assertEqual(read_json(json.dumps([[]] * 100).encode()), [[]] * 100)
 

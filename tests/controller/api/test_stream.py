@@ -172,6 +172,16 @@ class LiveTests(StreamTestCase):
         self.open()
         self.assertIn(b"dfleet_api_streams 1\n", self.harness.request("GET", "/metrics").body)
 
+    def test_a_controller_that_stops_ends_its_streams(self) -> None:
+        waiting, slow = self.open(), self.open()
+        slow.pause()
+        self.audit.add(event(1))
+        stopped = self.harness.api.stop()
+        for stream in (waiting, slow):
+            self.assertEqual(self.lines(stream)[-1], {"end": "the controller is stopping"})
+        self.successResultOf(stopped)
+        self.assertEqual(self.harness.request("GET", STREAM).json["code"], "stopping")
+
     def test_head_opens_none(self) -> None:
         reply = self.harness.request("HEAD", STREAM)
         self.assertEqual((reply.status, self.audit.asked), (200, 0))
