@@ -77,6 +77,7 @@ class EventStore:
         self._notes_epoch = notes_epoch
         self._clock = clock
         self._day: Day | None = None
+        self._stale = False
         self._listeners: list[Listener] = []
         self._searcher = Searcher(self._days)
         self._readers = Readers(reactor, "the event store", readers)
@@ -242,7 +243,6 @@ class EventStore:
         return int(self._clock() * 1_000_000)
 
     def _execute(self, group: Sequence[Batch]) -> list[Taken | Failure]:
-        self._turn()
         try:
             answers = self._together(group)
         except Exception as error:
@@ -254,11 +254,18 @@ class EventStore:
         return answers
 
     def _turn(self) -> None:
-        """Begin a new day, if it is time."""
+        """Begin a new day, if it is time; forget what a transaction that failed has left in memory."""
+        assert self._day is not None
         today = day_of(self._clock())
         if self._days.due(today):
             self._days.turn(today)
-            self._day = Day(self._days.connection, self._notes_epoch)
+            self._stale = True
+        if self._stale:
+            if self._day.connection is self._days.connection:
+                self._day.reload()
+            else:
+                self._day = Day(self._days.connection, self._notes_epoch)
+            self._stale = False
 
     def _alone(self, batch: Batch) -> Taken | Failure:
         try:
@@ -269,6 +276,7 @@ class EventStore:
             return Failure(error)
 
     def _together(self, group: Sequence[Batch]) -> list[Taken | Failure]:
+        self._turn()
         day = self._day
         assert day is not None
         answers: list[Taken | Failure] = []
@@ -278,9 +286,9 @@ class EventStore:
                 answers.append(self._one(day, batch))
             day.commit()
         except BaseException:
+            self._stale = True
             if day.connection.in_transaction:
                 day.connection.execute("ROLLBACK")
-            day.reload()
             raise
         self._count(answers)
         return answers
@@ -310,12 +318,7 @@ class EventStore:
             listener(self.position)
 
     def _probe(self) -> None:
-        assert self._day is not None
-        # What failed may have failed while a new day was made.
-        connection = self._days.connection
-        if self._day.connection is not connection:
-            self._day = Day(connection, self._notes_epoch)
-        try_to_write(connection)
+        try_to_write(self._days.connection)
 
     def _finish(self) -> None:
         self._days.close()

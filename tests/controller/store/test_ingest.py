@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.defer import DeferredList, inlineCallbacks
+from twisted.trial.unittest import SynchronousTestCase
 
-from controller.store.batch import Batch, Taken
-from controller.store.errors import RecordsError
+from controller.store import writer as writer_module
+from controller.store.batch import Batch, Taken, check
+from controller.store.errors import RecordsError, UnwritableStoreError
+from controller.store.events import EventStore
+from controller.store.ingest import Day
 from controller.store.query import Query
 from defender.contract.spool import first_chain, seal
 from tests.controller.store.trails import NOON, Steps, StoreCase, Trail, numbers, payload_of
@@ -92,6 +100,84 @@ class InOrder(StoreCase):
         self.assertEqual(len(found), 960)
         self.assertEqual([each.position for each in found], list(range(1, 961)))
         yield self.assert_whole(store)
+
+
+class Faults(StoreCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(writer_module, "PAUSE", 0.01)
+
+    @inlineCallbacks
+    def healed(self, store: EventStore) -> Steps[None]:
+        while store.problem:
+            yield store.after(0, Query(), 1)
+
+    @inlineCallbacks
+    def test_a_transaction_that_failed_leaves_nothing_behind(self) -> Steps[None]:
+        """Neither on disk nor in memory, also when memory cannot be set right at once."""
+        store, trail = self.open_store(), Trail("d1")
+        trail.many(9)
+        yield store.ingest(trail.batch(1, 3))
+        broken = OSError(5, "Input/output error")
+        for method in ("commit", "reload", "commit"):
+            with mock.patch.object(Day, "commit", side_effect=broken):
+                batch = trail.batch(4, 9)
+                yield self.assertFailure(store.ingest(batch), UnwritableStoreError)
+                self.assertIn("Input/output error", store.problem or "Input/output error")
+                yield self.healed(store)
+            if method == "reload":
+                with mock.patch.object(Day, "reload", side_effect=broken):
+                    yield self.assertFailure(store.ingest(batch), UnwritableStoreError)
+                    yield self.healed(store)
+            cursor = store.cursor("d1")
+            self.assertEqual((cursor and cursor.seq, store.position), (3, 3))
+        taken = yield store.ingest(trail.batch(4, 9))
+        self.assertEqual((taken.stored, taken.repeated, taken.position), (6, 0, 9))
+        self.assertEqual(numbers((yield self.events(store))), list(range(1, 10)))
+        yield self.assert_whole(store)
+
+    @inlineCallbacks
+    def test_what_the_code_did_not_foresee_harms_no_other(self) -> Steps[None]:
+        store, trail, other = self.open_store(), Trail("d1"), Trail("d2")
+        trail.many(2)
+        other.many(2)
+        take = Day.take
+
+        def odd(day: Day, batch: Batch, *rest: Any) -> Taken:
+            if batch.defender == "d1":
+                raise ZeroDivisionError
+            return take(day, batch, *rest)
+
+        with mock.patch.object(Day, "take", odd):
+            waiting = [store.ingest(trail.batch(1, 2)), store.ingest(other.batch(1, 2))]
+            results = yield DeferredList(waiting, consumeErrors=True)
+        self.assertEqual([good for good, _ in results], [False, True])
+        self.assertEqual(store.problem, "")
+        taken = yield store.ingest(trail.batch(1, 2))
+        self.assertEqual(taken.stored, 2)
+        self.assertEqual(len((yield self.events(store))), 4)
+
+
+class Bytes(SynchronousTestCase):
+    @given(
+        st.binary(max_size=300), st.integers(0, 2**64), st.integers(0, 2**64), st.sampled_from([0, 31, 32])
+    )
+    def test_any_bytes_are_records_or_refused(self, data: bytes, epoch: int, first: int, size: int) -> None:
+        try:
+            found = check(Batch("d", "a", epoch, first, bytes(size), data))
+        except RecordsError:
+            return
+        self.assertEqual(found[0].seq, first)
+
+    @given(st.integers(0, 5), st.integers(0, 700), st.integers(1, 255))
+    def test_a_flipped_bit_is_found(self, record: int, at: int, flip: int) -> None:
+        trail = Trail("d")
+        trail.many(6)
+        good = trail.batch(1, 6)
+        self.assertEqual(len(check(good)), 6)
+        at = (record * 400 + at) % len(good.records)
+        bad = good.records[:at] + bytes([good.records[at] ^ flip]) + good.records[at + 1 :]
+        self.assertRaises(RecordsError, check, replace(good, records=bad))
 
 
 class Missing(StoreCase):
