@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 from typing import Protocol as Typed
 
@@ -38,7 +39,7 @@ from defender.contract.locks import LockSet
 from defender.contract.message_fields import Cursor, Position
 from defender.contract.messages import ALPN, NEWEST, OLDEST, Cmd, Hello, Renewed
 from defender.contract.peer_check import fleet_peer
-from defender.contract.trust import LOCKS, POLICY
+from defender.contract.trust import LOCKS, POLICY, TRUST
 from defender.enrollment import Enrollment, EnrollmentError
 from defender.host import boot_id
 
@@ -64,7 +65,7 @@ class Host(Typed):
         """Listen there; may be a Deferred."""
 
     def put_trust(self, users: tuple[str, ...]) -> object:
-        """The authorities (PEM) of users, and a membership with a certificate to show; may be a Deferred."""
+        """The authorities (PEM) of users, none if nobody is to be let in over TLS; may be a Deferred."""
 
     def state(self) -> Mapping[str, Any]:
         """What the controller shows of this defender, for STATUS."""
@@ -141,7 +142,32 @@ class FleetMember(MultiService):
         stopping: Deferred[Any] = super().stopService()
         return stopping
 
+    def status(self) -> dict[str, object]:
+        """What an operator wants to know: of ``defenderctl local status``."""
+        member, link, bundles = self.member, self.link, self.bundles
+        return {
+            "controller": "{}:{}".format(*self._controller),
+            "defender": member.defender if member is not None else "",
+            "problem": self.problem,
+            "connected": link is not None and link.connected,
+            "link": link.problem if link is not None else "",
+            "shipped": link.shipped if link is not None else 0,
+            "streams": {
+                stream: {
+                    "version": each.position.version,
+                    "grade": each.grade,
+                    "refusal": each.refusal,
+                }
+                for stream, each in (bundles.streams.status() if bundles is not None else {}).items()
+            },
+        }
+
     # -- membership
+
+    @property
+    def server_file(self) -> Path:
+        """The key and the chain towards users, there once this host has joined."""
+        return self._store.server_file
 
     def _join(self) -> None:
         self._call = None
@@ -301,6 +327,8 @@ class FleetMember(MultiService):
             self._host.withdraw_policy(reason)
         elif stream == LOCKS:
             self._host.put_locks(None)
+        elif stream == TRUST:
+            self._host.put_trust(())
 
     def _told(self, news: Graded | Skewed) -> None:
         match news:

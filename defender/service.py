@@ -7,13 +7,12 @@ and a recorder, the listeners get the proxy's `accept`, the control socket gets 
 from __future__ import annotations
 
 import os
-import resource
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from twisted.application.service import MultiService, Service
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -21,12 +20,15 @@ from twisted.python.failure import Failure
 from defender import __version__
 from defender.audit.journal import Journal
 from defender.bundles.activation import Activated, PolicyActivation
+from defender.bundles.store import BundleStore
 from defender.bundles.watch import FileWatch, replace_file
+from defender.channel.store import MemberStore
 from defender.contract.audit import SYSTEM, control_event, defender_event, identity_event, policy_event
 from defender.contract.errors import ContractError
+from defender.contract.join_token import JoinToken
 from defender.contract.local import Answer
-from defender.contract.locks import Lock, dump_locks, load_locks, make_lock, same
-from defender.host import boot_id
+from defender.contract.locks import Lock, LockSet, dump_locks, load_locks, make_lock, same
+from defender.host import boot_id, room_for
 from defender.listener.acceptor import InheritedSockets, listen_privately
 from defender.listener.connection import Refusal
 from defender.listener.frontend import Terms
@@ -36,51 +38,26 @@ from defender.listener.store import ModeStore
 from defender.listener.switch import Report
 from defender.listener.tls import TLSFiles, anchors_in, server_context
 from defender.local.control import ControlService
-from defender.proxy.backend import BackendPool, EngineError
+from defender.member import FleetMember
+from defender.proxy.backend import BackendPool
 from defender.proxy.peer import PeerNames
 from defender.proxy.service import Proxy
+from defender.proxy.watch import EngineWatch
+from defender.setting_kinds import controller_address
 from defender.settings import Settings, SettingsError, changed, load_settings
+from defender.steering import Parts, Steering
 from defender.streams.plain import connect_unix
 from defender.streams.poll import Poll
 from defender.supervision.service import Pulse, SupervisionService, adopt_supervision
 
-_OWN_DESCRIPTORS = 64
-"""What is needed beside connections: listeners, the journal and its rotation, files that are read again."""
 
-_FIRST_LOOK = 1.0
-_LONGEST_LOOK = 30.0
+def make_service(settings: Settings, reactor: Any, token: JoinToken | None = None) -> Defender:
+    """The defender for `settings`, not started; `token` lets it join a fleet that it is not a member of yet.
 
-
-def make_service(settings: Settings, reactor: Any) -> Defender:
-    """The defender for `settings`, not started. Raises ContractError or OSError with a sentence for
-    people.
+    Raises ContractError or OSError with a sentence for people.
     """
     os.makedirs(settings.defender.state, mode=0o700, exist_ok=True)
-    return Defender(settings, reactor)
-
-
-def _room_for(clients: int, engine: int) -> int:
-    """How many of `clients` connections the process has descriptors for, beside `engine` to the Engine.
-
-    Raises the soft limit to the hard one. Without a reserve, whoever may connect could keep the defender from
-    the Engine, from its record and from the locks.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):
-        hard = soft
-    if hard == resource.RLIM_INFINITY or hard >= clients + engine + _OWN_DESCRIPTORS:
-        return clients
-    room = max(2, hard - _OWN_DESCRIPTORS) * clients // (clients + engine)
-    Defender.log.warn(
-        "room for {room} of {clients} connections (limits.connections): the process may have {limit} open "
-        "files; raise LimitNOFILE= or ulimit -n",
-        room=room,
-        clients=clients,
-        limit=hard,
-    )
-    return max(1, room)
+    return Defender(settings, reactor, token)
 
 
 def _listen_spec(settings: Settings) -> ListenSpec:
@@ -110,7 +87,7 @@ class Defender(MultiService):
 
     log = Logger()
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
+    def __init__(self, settings: Settings, reactor: Any, token: JoinToken | None = None) -> None:
         super().__init__()
         self.settings = settings
         self._reactor = reactor
@@ -154,6 +131,10 @@ class Defender(MultiService):
             missing_is_empty=True,
         )
         self._locks_problem = ""
+        self._local_locks: LockSet | None = None
+        self._fleet_locks: LockSet | None = None
+        self._vouched = False  # the fleet's authorities of users are known
+        self._steering: Steering | None = None
         self._anchors: frozenset[bytes] = frozenset()
         self._distrusted: frozenset[bytes] = frozenset()
         self._names = PeerNames(reactor)
@@ -165,7 +146,8 @@ class Defender(MultiService):
             store=ModeStore(settings.defender.state / "listener.json"),
             inherited=InheritedSockets.adopt(os.environ, os.getpid()),
         )
-        self._engine_watch = _EngineWatch(reactor, self.pool)
+        self.fleet = self._fleet_of(settings, token) if settings.controller.address else None
+        self._engine_watch = EngineWatch(reactor, self.pool)
         self._began = reactor.seconds()
         control = ControlService(
             reactor,
@@ -191,12 +173,43 @@ class Defender(MultiService):
         self.proxy.setServiceParent(self)
         self._engine_watch.setServiceParent(self)
         self.listener.setServiceParent(self)
+        if self.fleet is not None:
+            # What it puts in force from the disk is so before the reactor lets anybody in.
+            self.fleet.setServiceParent(self)
         control.setServiceParent(self)
         self.supervision.setServiceParent(self)
 
+    def _fleet_of(self, settings: Settings, token: JoinToken | None) -> FleetMember:
+        """Where policy, trust, locks and mode come from, if there is a controller."""
+        folder = settings.defender.state / "fleet"
+        self._steering = Steering(
+            folder,
+            Parts(
+                activation=self.activation,
+                listener=self.listener,
+                locked=self._locked_by_fleet,
+                judged=self.proxy.judge_again,
+                trusted=self._trust,
+                distrusted=self._distrust,
+                status=self._short_status,
+            ),
+        )
+        return FleetMember(
+            self._reactor,
+            self._steering,
+            self.journal,
+            controller=controller_address(settings.controller.address),
+            store=MemberStore(folder),
+            bundles=BundleStore(settings.defender.state / "bundles"),
+            name=settings.defender.name,
+            names=settings.controller.names,
+            version=__version__,
+            token=token,
+        )
+
     def _terms(self, settings: Settings) -> Terms:
         return Terms(
-            connections=_room_for(settings.limits.connections, settings.engine.max_connections),
+            connections=room_for(settings.limits.connections, settings.engine.max_connections),
             handshake_timeout=settings.limits.handshake_timeout,
             linger=settings.limits.linger,
             load_context=self._load_context,
@@ -207,12 +220,15 @@ class Defender(MultiService):
 
     def _load_context(self) -> Any:
         tls = self.settings.tls
-        anchors = anchors_in(str(tls.client_ca))
-        context = server_context(
-            TLSFiles(str(tls.certificate), str(tls.key), str(tls.client_ca)),
-            trust_domain=self.settings.defender.trust_domain,
-            minimum=tls.minimum,
-        )
+        trust_domain = self.settings.defender.trust_domain
+        files = TLSFiles(str(tls.certificate), str(tls.key), str(tls.client_ca))
+        if self.fleet is not None and self._steering is not None:
+            own = str(self.fleet.server_file)
+            files = TLSFiles(own, own, str(self._steering.users))
+            if self.fleet.member is not None:
+                trust_domain = self.fleet.member.trust_domain
+        anchors = anchors_in(files.client_ca)
+        context = server_context(files, trust_domain=trust_domain, minimum=tls.minimum)
         self._distrusted |= self._anchors - anchors
         self._anchors = anchors
         return context
@@ -223,7 +239,8 @@ class Defender(MultiService):
         self.journal.start()
         self.journal.record(defender_event("defender_start", version=__version__))
         self._names.start()
-        self._policy_watch.start()
+        if self.fleet is None:
+            self._policy_watch.start()
         self._locks_watch.start()
         self._pulse.start()
         self.listener.started.addCallback(self._reported)
@@ -306,8 +323,9 @@ class Defender(MultiService):
             self._locks_unreadable(str(error))
             return
         was_refused, self._locks_problem = bool(self._locks_problem), ""
-        before = self.proxy.locks
-        self.proxy.locks = locks
+        before = self._local_locks
+        self._local_locks = locks
+        self._put_locks()
         if before is None and not locks and not was_refused:
             return
         if before is not None and locks.locks == before.locks and not was_refused:
@@ -319,9 +337,34 @@ class Defender(MultiService):
     def _locks_unreadable(self, why: str) -> None:
         source = str(self.settings.policy.locks)
         self._locks_problem = why
-        kept = "everything is denied" if self.proxy.locks is None else "the locks before stay in force"
+        kept = "everything is denied" if self._local_locks is None else "the locks before stay in force"
         self.log.error("{source}: {why}; {kept}", source=source, why=why, kept=kept)
         self._note_policy("locks_load", source, [f"{source}: {why}"])
+
+    def _trust(self) -> Deferred[Report]:
+        """The fleet's authorities of users are on disk: let in whom they vouch for."""
+        self._vouched = True
+        self._put_locks()
+        return self.listener.reload(_listen_spec(self.settings), self.settings.listen.drain)
+
+    def _distrust(self) -> None:
+        """Nobody vouches for users any more: nobody is let in."""
+        self._vouched = False
+        self._put_locks()
+        self.listener.cut("tcp")
+
+    def _locked_by_fleet(self, locks: LockSet | None) -> None:
+        self._fleet_locks = locks
+        self._put_locks()
+
+    def _put_locks(self) -> None:
+        """Those of this host and of its fleet count together; while either is not known nobody is let in."""
+        local, fleet = self._local_locks, self._fleet_locks
+        if self.fleet is None or local is None:
+            self.proxy.locks = local
+        else:
+            known = fleet if self._vouched else None
+            self.proxy.locks = None if known is None else LockSet(local.locks | known.locks)
 
     # -- listeners
 
@@ -375,12 +418,16 @@ class Defender(MultiService):
         except (SettingsError, ContractError) as error:
             said = ["the settings were refused, nothing was changed", *str(error).splitlines()]
             return succeed(self._reloaded(said, ok=False))
+        if not settings.controller.address:
+            # It may have been named on the command line.
+            settings = replace(settings, controller=self.settings.controller)
         changes = changed(self.settings, settings)
         keep = replace(
             settings,
             defender=self.settings.defender,
             audit=replace(self.settings.audit, durability=settings.audit.durability),
             control=self.settings.control,
+            controller=self.settings.controller,
             engine=replace(settings.engine, address=self.settings.engine.address),
             policy=replace(settings.policy, file=self.settings.policy.file, locks=self.settings.policy.locks),
         )
@@ -391,7 +438,8 @@ class Defender(MultiService):
         self.proxy.prefix = keep.policy.prefix
         self.proxy.strict = keep.audit.durability == "strict"
         self.listener.reception.terms = self._terms(keep)
-        self._policy_watch.read_now()
+        if self.fleet is None:
+            self._policy_watch.read_now()
         self._locks_watch.read_now()
         said += [f"{key} has changed" for key in changes.live]
         said += [f"{key} has changed, which takes effect at the next start" for key in changes.fixed]
@@ -420,6 +468,17 @@ class Defender(MultiService):
         return Told(ok, said)
 
     # -- the control socket's verbs
+
+    def _short_status(self) -> Mapping[str, object]:
+        """What the controller shows of this defender."""
+        api = self.pool.facts.api_version
+        audit = self.journal.status()
+        return {
+            "listener": self.listener.status(),
+            "engine": f"{api[0]}.{api[1]}" if api else "",
+            "streams": self.proxy.streams,
+            "audit_problem": audit["problem"],
+        }
 
     def _answer_status(self, _arguments: Mapping[str, object]) -> Answer:
         policy = self.activation.policy
@@ -458,6 +517,7 @@ class Defender(MultiService):
                     "streams_ended": counters.tunnels,
                 },
                 "audit": self.journal.status(),
+                **({"fleet": self.fleet.status()} if self.fleet is not None else {}),
             },
         )
 
@@ -498,7 +558,7 @@ class Defender(MultiService):
         return self._change_locks(arguments, add=False)
 
     def _locks(self) -> frozenset[Lock]:
-        return self.proxy.locks.locks if self.proxy.locks is not None else frozenset()
+        return self._local_locks.locks if self._local_locks is not None else frozenset()
 
     def _change_locks(self, arguments: Mapping[str, object], *, add: bool) -> Answer:
         lock = make_lock(str(arguments["kind"]), str(arguments["value"]), str(arguments.get("issuer", "")))
@@ -518,46 +578,3 @@ class Defender(MultiService):
             if self._locks() != after:
                 raise ContractError(f"{file} was written and is not in force: {self._locks_problem}")
         return Answer(True, {"changed": after != before})
-
-
-class _EngineWatch(Service):
-    """Asks the Engine for its version from the start until it answers, so that the first client need not
-    wait.
-    """
-
-    log = Logger()
-
-    def __init__(self, reactor: Any, pool: BackendPool) -> None:
-        self.setName("engine-watch")
-        self._reactor = reactor
-        self._pool = pool
-        self._delay = _FIRST_LOOK
-        self._call: Any = None
-
-    def startService(self) -> None:
-        super().startService()
-        self._look()
-
-    def stopService(self) -> None:
-        super().stopService()
-        if self._call is not None and self._call.active():
-            self._call.cancel()
-
-    def _look(self) -> None:
-        if self.running:
-            self._pool.learn().addCallbacks(self._heard, self._failed)
-
-    def _heard(self, _facts: object) -> None:
-        version = self._pool.facts.newest_common
-        if version is not None:
-            self.log.info("the Engine speaks API {major}.{minor}", major=version[0], minor=version[1])
-
-    def _failed(self, failure: Failure) -> None:
-        error = failure.value
-        if not isinstance(error, EngineError):
-            self.log.failure("looking for the Engine failed", failure)
-        elif self.running:
-            self.log.warn("{error}", error=error.message)
-        if self.running:
-            self._call = self._reactor.callLater(self._delay, self._look)
-            self._delay = min(self._delay * 2, _LONGEST_LOOK)

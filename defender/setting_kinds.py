@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
 from typing import Final
 
@@ -40,6 +41,31 @@ def _engine_value(value: object, base: PurePath) -> str:
     raise ValueError(f"{text!r} is not unix:// and an absolute path, such as unix:///var/run/docker.sock")
 
 
+def _controller_value(value: object, base: PurePath) -> str:
+    text = text_value(value)
+    if text:
+        controller_address(text)
+    return text
+
+
+def controller_address(text: str) -> tuple[str, int]:
+    """``HOST:PORT`` or ``[IPv6]:PORT``; ValueError says what is wrong with anything else."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is not HOST:PORT, such as controller.example.com:8084")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{text!r}: an IPv6 address stands in brackets, such as [2001:db8::1]:8084")
+    if _HOST.fullmatch(host) is None:
+        raise ValueError(f"{text!r} is not HOST:PORT, such as controller.example.com:8084")
+    return host, int(port)
+
+
+_HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.:_-]{0,251}[A-Za-z0-9.])?|[0-9A-Fa-f:.]{2,45}")
+
+CONTROLLER: Final = Kind("`HOST:PORT`, or empty", _controller_value)
+NAMES: Final = list_of(lambda value, base: text_value(value), "host names and IP addresses")
 TCP: Final = list_of(_tcp_value, "`IP:PORT` or `fd://NAME`")
 UNIX: Final = list_of(_unix_value, "paths or `fd://NAME`")
 ENGINE: Final = Kind("`unix://` and an absolute path", _engine_value)

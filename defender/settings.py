@@ -42,12 +42,13 @@ from defender.contract.settings_reading import (
     unreadable,
 )
 from defender.contract.spool import MAX_SEGMENT_SIZE, SEGMENT_SIZE
-from defender.setting_kinds import ENGINE, MAX_SOCKET_PATH, TCP, UNIX
+from defender.setting_kinds import CONTROLLER, ENGINE, MAX_SOCKET_PATH, NAMES, TCP, UNIX
 
 __all__ = [
     "AuditSettings",
     "Changes",
     "ControlSettings",
+    "ControllerSettings",
     "DefenderSettings",
     "EngineSettings",
     "LimitSettings",
@@ -265,6 +266,31 @@ class AuditSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerSettings:
+    """The fleet's controller, if this defender belongs to a fleet."""
+
+    address: str = field(
+        metadata=about(
+            CONTROLLER,
+            "Where the controller serves its channel. Policy, trust and locks come from there then, "
+            "`policy.file` and the files of `[tls]` are not looked at; local locks count as well. Empty: "
+            "this defender stands alone.",
+            default="",
+            fixed=True,
+        )
+    )
+    names: tuple[str, ...] = field(
+        metadata=about(
+            NAMES,
+            "Host names and IP addresses under which users reach this host, for its certificate. The "
+            "controller decides which of them it vouches for.",
+            default=[],
+            fixed=True,
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSettings:
     """Bounds on what one client, or all of them, may hold."""
 
@@ -379,6 +405,7 @@ class Settings:
     tls: TLSSettings
     policy: PolicySettings
     audit: AuditSettings
+    controller: ControllerSettings
     limits: LimitSettings
     control: ControlSettings
     source: str
@@ -391,6 +418,7 @@ _TABLES: Final[Mapping[str, type[Any]]] = {
     "tls": TLSSettings,
     "policy": PolicySettings,
     "audit": AuditSettings,
+    "controller": ControllerSettings,
     "limits": LimitSettings,
     "control": ControlSettings,
 }

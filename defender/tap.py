@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from twisted.application.service import IService
 from twisted.python import usage
 
 from defender.contract.errors import ContractError
+from defender.setting_kinds import controller_address
 from defender.settings import Settings, SettingsError, load_settings
 
 DEFAULT_CONFIG = "/etc/defender/defender.toml"
@@ -43,6 +45,11 @@ def _existing(kind: str, test: Any) -> Any:
     return coerce
 
 
+def _address(value: str) -> str:
+    controller_address(value)
+    return value
+
+
 class Options(usage.Options):
     """Options of `twistd defender`.
 
@@ -50,10 +57,12 @@ class Options(usage.Options):
     usage error: twistd prints what is wrong and where, and starts nothing.
     """
 
-    synopsis: ClassVar[str] = "[--config FILE | --state DIR]"
+    synopsis: ClassVar[str] = "[--config FILE | --state DIR] [--controller HOST:PORT [--join-token TOKEN]]"
     longdesc: ClassVar[str] = (
         "Guards this host's Docker Engine. --config names the settings file (default: "
-        f"{DEFAULT_CONFIG}); --state names a directory that holds one called defender.toml."
+        f"{DEFAULT_CONFIG}); --state names a directory that holds one called defender.toml. "
+        "--controller makes it a member of a fleet; the first start needs a join token, from "
+        "`defenderctl tokens create`."
     )
     optParameters: ClassVar[list[list[object]]] = [
         ["config", "c", None, "The settings file.", _existing("file", os.path.isfile)],
@@ -64,12 +73,15 @@ class Options(usage.Options):
             "A state directory; DIR/defender.toml is used.",
             _existing("directory", os.path.isdir),
         ],
+        ["controller", None, None, "The fleet's controller; goes before the settings file's.", _address],
+        ["join-token", None, None, "A join token, or @FILE with one: what others cannot read."],
     ]
     compData: ClassVar[Any] = usage.Completions(
         optActions={"config": usage.CompleteFiles("*.toml"), "state": usage.CompleteDirs()}
     )
 
     settings: Settings
+    token: str | None = None
 
     def postOptions(self) -> None:
         """Load the settings.
@@ -88,6 +100,14 @@ class Options(usage.Options):
             self.settings = load_settings(path)
         except SettingsError as error:
             raise usage.UsageError(str(error)) from None
+        if self["controller"] is not None:
+            controller = replace(self.settings.controller, address=self["controller"])
+            self.settings = replace(self.settings, controller=controller)
+        self.token = self["join-token"]
+        if self.token is not None and not self.settings.controller.address:
+            raise usage.UsageError(
+                "--join-token needs a controller: --controller HOST:PORT, or controller.address"
+            )
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:
@@ -103,6 +123,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     from defender.streams.openssl import load_without_tickets
 
     load_without_tickets()  # now or never: what follows loads OpenSSL
+    from defender.enrollment import read_token
     from defender.service import make_service
 
     if reactor is None:
@@ -112,7 +133,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         # Twisted's timers go by the wall clock: set back by an hour, it would stop every one for an hour.
         reactor.seconds = time.monotonic
     try:
-        service: IService = make_service(options.settings, reactor)
+        token = read_token(options.token) if options.token is not None else None
+        service: IService = make_service(options.settings, reactor, token)
     except (ContractError, OSError) as error:
         # Before the reactor runs this ends twistd with the sentence alone: no stack trace for bad input.
         raise SystemExit(f"twistd defender: {error}") from None

@@ -57,6 +57,13 @@ class PolicyActivation:
             self.version += 1
         return Activated(policy, self.version, unchanged)
 
+    def withdraw(self) -> None:
+        """Have no policy in force: everything is denied."""
+        if self.policy is not None:
+            self.policy = None
+            self.table = PolicyTable(None, self._host)
+            self.version += 1
+
     def unreadable(self, source: str, why: str) -> Kept:
         """The file could not be read: keep what is in force and remember why."""
         self.error = PolicyError(source, (Problem(0, 0, "", why),))

@@ -60,6 +60,22 @@ class OptionsTests(SynchronousTestCase):
         self.write('[defender]\nstate = "."\n\n[listen]\nmode = "tpc"\n')
         self.assertIn(f"{self.config}:5:1: listen.mode: ", self.refused("-c", self.config))
 
+    def test_a_controller_makes_it_a_member_of_a_fleet(self) -> None:
+        options = self.parsed("-c", self.config, "--controller", "hq:8084", "--join-token", "dft1.x")
+        self.assertEqual((options.settings.controller.address, options.token), ("hq:8084", "dft1.x"))
+        self.write('[defender]\nstate = "."\nname = "web1"\n[controller]\naddress = "other:8084"\n')
+        self.assertEqual(self.parsed("-c", self.config).settings.controller.address, "other:8084")
+        options = self.parsed("-c", self.config, "--controller", "[2001:db8::1]:8084")
+        self.assertEqual(options.settings.controller.address, "[2001:db8::1]:8084")
+        for wrong in ("hq", "hq:0", "hq:65536", ":8084", "a b:8084"):
+            self.assertIn("HOST:PORT", self.refused("-c", self.config, "--controller", wrong), wrong)
+        self.assertIn("in brackets", self.refused("-c", self.config, "--controller", "2001:db8::1:8084"))
+
+    def test_a_token_needs_a_controller(self) -> None:
+        said = self.refused("-c", self.config, "--join-token", "dft1.secret")
+        self.assertIn("--join-token needs a controller", said)
+        self.assertNotIn("secret", said)
+
     def test_no_arguments(self) -> None:
         self.assertIn("argument", self.refused("extra").lower())
 
@@ -67,9 +83,10 @@ class OptionsTests(SynchronousTestCase):
 class MakeServiceTests(SynchronousTestCase):
     """The settings and the reactor reach the composition root."""
 
-    def compose(self, make_service: Any) -> Any:
+    def compose(self, make_service: Any, token: str | None = None) -> Any:
         self.patch(service, "make_service", make_service)
         options = Options()
+        options.token = token
         options.settings = "the settings"  # type: ignore[assignment]
         return makeService(options, "the reactor")
 
@@ -82,7 +99,12 @@ class MakeServiceTests(SynchronousTestCase):
             return made
 
         self.assertIs(self.compose(make_service), made)
-        self.assertEqual(seen, ["the settings", "the reactor"])
+        self.assertEqual(seen, ["the settings", "the reactor", None])
+
+    def test_a_token_that_is_none_is_not_repeated(self) -> None:
+        said = self.assertRaises(SystemExit, self.compose, lambda *_: None, "dft1.abc.secret.x")
+        self.assertIn("twistd defender: ", str(said.code))
+        self.assertNotIn("secret", str(said.code))
 
     def test_what_cannot_be_used_is_one_sentence(self) -> None:
         for error in (
