@@ -18,9 +18,10 @@ class Query:
     """Which events are wanted; every condition that is given must hold, one of several patterns each.
 
     Patterns are globs of `*` and `?` without regard to case. `since` and `until` are unix microseconds, the
-    second one excluded. `defenders` are ids. `fields` are paths into the event and patterns, as
-    ``("req.query.fromImage", "nginx")``: of a list one element must match, numbers match as they are written
-    in JSON; a path that is not there matches the pattern "" only.
+    second one excluded. `defenders` are ids, or names as their records have them; `actions` go by any of
+    their names. `fields` are paths into the event and patterns, as ``("req.query.fromImage", "nginx")``: of
+    a list one element must match, numbers match as they are written in JSON; a path that is not there matches
+    the pattern "" only.
     """
 
     since: int = 0

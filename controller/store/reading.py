@@ -11,9 +11,11 @@ import msgpack
 
 from controller.store.errors import StoreError
 from controller.store.query import Query, Stored, matcher, unreadable
+from defender.contract.actions import names_of
 from defender.contract.audit import Event
 from defender.contract.packing import MAX_ITEMS, unpack
-from defender.contract.pattern import compile_glob, is_glob
+from defender.contract.pattern import compile_glob
+from defender.contract.rule import ACTIONS
 from defender.contract.spool import MAX_SEQ, PAYLOAD_MARK, SpoolError
 
 #: Positions that are read through at once.
@@ -59,7 +61,9 @@ class Reading:
             ("effect", query.effects),
         ):
             if patterns:
-                numbers = self._numbers(patterns)
+                if column == "defender":
+                    patterns = (*patterns, *self._called(patterns))
+                numbers = self._numbers(patterns, actions=column == "action")
                 self.impossible = self.impossible or not numbers
                 conditions.append(f"e.{column} IN ({','.join(map(str, numbers))})")
         self._where = " AND ".join(conditions)
@@ -164,22 +168,21 @@ class Reading:
         self._names[number] = name
         return str(name)
 
-    def _numbers(self, patterns: Iterable[str]) -> list[int]:
-        """The names of this file that one of the patterns matches."""
-        found: set[int] = set()
-        tests = []
-        for pattern in patterns:
-            # Most searches name one user as it is written: no need to look at all names.
-            if not is_glob(pattern):
-                row = self._connection.execute("SELECT id FROM names WHERE name = ?", (pattern,)).fetchone()
-                if row is not None:
-                    found.add(row[0])
-            tests.append(compile_glob(pattern))
+    def _called(self, patterns: Iterable[str]) -> set[str]:
+        """The ids of the defenders whose name in their own records one of the patterns matches."""
+        tests = [compile_glob(pattern) for pattern in patterns]
+        rows = self._connection.execute("SELECT DISTINCT defender, agent FROM chains")
+        return {defender for defender, agent in rows if any(test(agent.casefold()) for test in tests)}
+
+    def _numbers(self, patterns: Iterable[str], *, actions: bool = False) -> list[int]:
+        """The names of this file that one of the patterns matches; `actions` by any of their names."""
+        tests = [compile_glob(pattern) for pattern in patterns]
+        found = []
         for number, name in self._connection.execute("SELECT id, name FROM names"):
-            folded = name.casefold()
-            if any(test(folded) for test in tests):
-                found.add(number)
-        return sorted(found)
+            names = names_of(name) | {name} if actions and name in ACTIONS else (name,)
+            if any(test(each.casefold()) for test in tests for each in names):
+                found.append(number)
+        return found
 
 
 _OWN: Final = frozenset({"kind", "phase", "actor", "req", "decision", "result", "redacted"})
