@@ -34,8 +34,12 @@ class Records:
         records, self.chain = seal(previous, first, payloads)
         self.seq += count
         return {
-            "epoch": self.epoch, "first_seq": first, "count": count, "previous": previous,
-            "records": records, "chain": self.chain,
+            "epoch": self.epoch,
+            "first_seq": first,
+            "count": count,
+            "previous": previous,
+            "records": records,
+            "chain": self.chain,
         }
 
 
