@@ -217,6 +217,23 @@ class Refusals(SynchronousTestCase):
             message = replace(message, **changes)
             self.assertRaises(MessageError, encode_message, message)
 
+    def test_the_usual_events_are_checked_like_the_others(self) -> None:
+        usual: list[Any] = [7, 1, 1, 1, b"c" * 32, None, "", b"x" * 49]
+        self.assertEqual(decode_message(encode(usual)), Events(*usual[1:]))
+        wrong: list[tuple[int, tuple[Any, ...]]] = [
+            (1, (0, True, 1.0, -1, None)),
+            (2, (0, 2**63, True, "1")),
+            (3, (0, 201, True, 2.0)),
+            (4, (b"c" * 31, "c" * 32, None)),
+            (5, (0, False, "", [])),
+            (6, (None, b"", 0, "x" * 1025)),
+            (7, (b"x" * 48, "x" * 49, b"x" * (MAX_BATCH_BYTES + 1))),
+        ]
+        for place, values in wrong:
+            for value in values:
+                changed = [*usual[:place], value, *usual[place + 1 :]]
+                self.assertRaises(MessageError, decode_message, encode(changed))
+
     def test_a_refusal_names_message_and_field(self) -> None:
         for payload, said in (
             ([4, "policy", 0, [1, 2, b""]], "ACK: the field nonce is not a whole number from 1 to"),
