@@ -37,11 +37,11 @@ SHELL_NAMES = words("""
     tap service protocol store journal tls frontend backend tunnel peer enrollment plain acceptor control
     descriptor poll openssl
     watch forwarding trail
-    folder disk joining host member steering
+    folder disk joining host member steering desk founding
     follower https peer_tls syslog_tls
 """)
 
-CONTROLLER_SHELL_FOLDERS = words("cli pki store api console channel identity supervision")
+CONTROLLER_SHELL_FOLDERS = words("cli pki store api console channel identity ports supervision")
 
 CLOCKS_AND_FILES = words("""
     asyncio concurrent fcntl fileinput glob http.client io multiprocessing os random secrets select selectors

@@ -128,6 +128,7 @@ class Visit(Protocol):
             return
         session = self.session
         if session is not None:
+            session.begin(self._seconds())
             self.due = session.wake_at
 
     def dataReceived(self, data: bytes) -> None:

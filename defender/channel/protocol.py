@@ -68,6 +68,7 @@ class ChannelProtocol(Protocol):
     # -- from the connection
 
     def connectionMade(self) -> None:
+        self.session.begin(self._reactor.seconds())
         self.perform(self.session.start())
 
     def dataReceived(self, data: bytes) -> None:
