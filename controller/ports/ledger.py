@@ -1,0 +1,142 @@
+"""Changes of the store and the audit events that tell of them: both in one transaction, or neither."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from uuid import UUID
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from controller.admin_audit import AdminActor, Changed, admin_event
+from controller.api.ports import Actor, ConflictError, NotFoundError, UnavailableError
+from controller.store import trail
+from controller.store.database import Database
+from controller.store.errors import (
+    ExistsError,
+    MissingError,
+    OverloadedStoreError,
+    StoreError,
+    UnwritableStoreError,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_log = Logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an audit event says: `action` is NOUN_VERB, `refused` is why it was not done, "" if it was."""
+
+    action: str
+    target: str
+    changed: Changed | None = None
+    refused: str = ""
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The store, with the trail of what people do to it.
+
+    `clock` gives unix seconds, `steady` seconds that never go back, `entropy` so many random bytes; `moved`
+    brings what was written to the event store, and may fail: what is written waits there for the next time.
+    """
+
+    database: Database
+    moved: Callable[[], Deferred[None]]
+    clock: Callable[[], float] = time.time
+    steady: Callable[[], float] = time.monotonic
+    entropy: Callable[[int], bytes] = field(default=os.urandom, repr=False)
+
+    def new_id(self) -> str:
+        """A random UUID."""
+        return str(UUID(bytes=self.entropy(16), version=4))
+
+    async def read(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """What a function finds in the store."""
+        return await self.database.read(function, *args, **kwargs)
+
+    async def write(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a function that writes, in one transaction. Errors of the store are told as those of a port:
+        MissingError as NotFoundError, ExistsError as ConflictError, and UnavailableError for a store that
+        cannot be written.
+        """
+        try:
+            return await self.database.write(function, *args, **kwargs)
+        except (UnwritableStoreError, OverloadedStoreError) as error:
+            raise UnavailableError(str(error)) from None
+        except MissingError as error:
+            raise NotFoundError(str(error)) from None
+        except ExistsError as error:
+            raise ConflictError(str(error)) from None
+
+    async def act(self, actor: Actor, step: Callable[[sqlite3.Connection, Tell], T]) -> T:
+        """Run a step that writes and tells of it; what it raises undoes all of it, its events too."""
+        result = await self.write(self._step, actor, step)
+        self.moved().addErrback(_left)
+        return result
+
+    async def tell(self, actor: Actor, told: Told) -> None:
+        """Write an event of what changed nothing."""
+        await self.act(actor, lambda connection, tell: tell(told))
+
+    def _step(
+        self, connection: sqlite3.Connection, actor: Actor, step: Callable[[sqlite3.Connection, Tell], T]
+    ) -> T:
+        def tell(told: Told) -> None:
+            self.append(connection, actor, told)
+
+        return step(connection, tell)
+
+    def append(self, connection: sqlite3.Connection, actor: Actor, told: Told) -> None:
+        """Write an event in a transaction that somebody else has begun."""
+        who = AdminActor(actor.user, actor.via or "none", actor.credential, actor.address)
+        event = admin_event(
+            who,
+            told.action,
+            told.target,
+            changed=told.changed,
+            refused=told.refused,
+            comment=told.comment,
+            request=actor.request,
+        )
+        now = self.clock()
+        trail.append(
+            connection,
+            event,
+            identity=self._identity(now),
+            micros=int(now * 1_000_000),
+            mono=int(self.steady() * 1_000_000),
+        )
+
+    def _identity(self, now: float) -> bytes:
+        """A UUIDv7 (RFC 9562 section 5.7)."""
+        data = bytearray(int(now * 1000).to_bytes(6) + self.entropy(10))
+        data[6] = 0x70 | data[6] & 0x0F
+        data[8] = 0x80 | data[8] & 0x3F
+        return bytes(data)
+
+
+Tell = Callable[[Told], None]
+"""Writes an event in the transaction of the step that it was given to."""
+
+
+def _left(failure: Any) -> None:
+    """It waits in the trail for the next time."""
+    with suppress(StoreError):
+        failure.raiseException()
+        return
+    _log.warn("audit events wait to be moved to the event store: {reason}", reason=failure.getErrorMessage())
