@@ -142,7 +142,7 @@ def remove(connection: sqlite3.Connection, ident: str) -> DefenderRow:
 
 def missing(ident: str) -> MissingError:
     """There is no such defender."""
-    return MissingError(f"there is no defender {id!r}")
+    return MissingError(f"there is no defender {ident!r}")
 
 
 def _read(connection: sqlite3.Connection, where: str, values: tuple[object, ...]) -> list[DefenderRow]:

@@ -101,7 +101,7 @@ def consume(connection: sqlite3.Connection, ident: str, digest: bytes, now: floa
 def revoke(connection: sqlite3.Connection, ident: str, now: float) -> bool:
     """Revoke a token; whether it was not revoked before. MissingError."""
     if find(connection, ident) is None:
-        raise MissingError(f"there is no join token {id!r}")
+        raise MissingError(f"there is no join token {ident!r}")
     done = connection.execute(
         "UPDATE join_tokens SET revoked = ? WHERE id = ? AND revoked IS NULL", (now, ident)
     )

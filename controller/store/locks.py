@@ -49,5 +49,5 @@ def remove(connection: sqlite3.Connection, ident: str) -> LockRow:
     """Remove a lock and give what it was; MissingError."""
     row = connection.execute("DELETE FROM locks WHERE id = ? RETURNING *", (ident,)).fetchone()
     if row is None:
-        raise MissingError(f"there is no lock {id!r}")
+        raise MissingError(f"there is no lock {ident!r}")
     return LockRow(*row)

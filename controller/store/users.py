@@ -111,7 +111,7 @@ def every(connection: sqlite3.Connection) -> list[UserRow]:
 def remove(connection: sqlite3.Connection, ident: str) -> None:
     """Remove an account with its sessions and API tokens; MissingError."""
     if connection.execute("DELETE FROM users WHERE id = ?", (ident,)).rowcount != 1:
-        raise MissingError(f"there is no account {id!r}")
+        raise MissingError(f"there is no account {ident!r}")
 
 
 def add_session(connection: sqlite3.Connection, session: SessionRow) -> None:
@@ -195,7 +195,7 @@ def revoke_token(
         (ident, now, user),
     ).fetchone()
     if row is None:
-        raise MissingError(f"there is no API token {id!r}")
+        raise MissingError(f"there is no API token {ident!r}")
     return _token(row)
 
 
