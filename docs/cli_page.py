@@ -24,7 +24,7 @@ _INTRO: Final = """\
 | [`make up`, `make down`](#make-up-and-make-down) | One defender on this host, from a checkout. |
 | [`twistd defender`](#twistd-defender) | The defender itself. |
 | `twistd controller` | Not there yet: it says so and ends. |
-| [`defenderctl`](#defenderctl) | Policies, certificates, the local defender, events. |
+| [`defenderctl`](#defenderctl) | Policies, certificates, the local defender, the fleet, events. |
 
 ## make up and make down
 
@@ -83,6 +83,7 @@ again, `SIGTERM` ends it.
 | --- | --- |
 | `FLEET_STATE` | Default of every `--state`. |
 | `DOCKER_CERT_PATH`, `DOCKER_CONFIG` | Where `pki issue --install` puts the files. |
+| `DEFENDERCTL_CONFIG` | Folder of the sign-in at a controller, instead of `~/.config/defenderctl`. |
 | `DEFENDER_PORT` | The port in the lines that `pki issue` prints. |
 | `NO_COLOR` | Set to anything: no colors. |
 | `DEFENDERCTL_TRACE` | `1`: show the stack trace of an error that should not happen. |
@@ -118,7 +119,11 @@ def commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
 def _below(words: tuple[str, ...], command: click.Command) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     yield words, command
     if isinstance(command, click.Group):
-        for name, member in sorted(command.commands.items()):
+        context = click.Context(command, info_name=words[-1])
+        for name in command.list_commands(context):
+            member = command.get_command(context, name)
+            if member is None:
+                raise LookupError(f"{' '.join(words)} has no command {name!r}")
             yield from _below((*words, name), member)
 
 

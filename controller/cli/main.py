@@ -1,49 +1,34 @@
-"""`defenderctl`: the root command.  Groups are imported when they are used."""
+"""`defenderctl`: the root command.  Commands are imported when they are used."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import sys
 
 import click
 
+from controller.cli.groups import LazyGroup, Places
 from controller.cli.output import complain
 
 GROUPS = {
     "audit": ("controller.cli.audit:audit", "Show what was asked, by whom, and what was decided."),
+    "login": ("controller.cli.login_commands:login", "Sign in to a controller."),
+    "logout": ("controller.cli.login_commands:logout", "Sign out."),
     "local": ("controller.cli.local:local", "Steer the defender of this machine."),
     "pki": ("controller.cli.pki:pki", "Make and show certificates."),
     "policy": ("controller.cli.policy:policy", "Check policies and explain what they decide."),
 }
-"""Group -> where it is defined, as `module:attribute`, and its line in `--help`."""
+"""Command -> where it is defined, as `module:attribute`, and its line in `--help`."""
 
 
-class LazyGroup(click.Group):
-    """A group whose subgroups are imported by name, one at a time: `--help` and completion import none."""
+class RootGroup(LazyGroup):
+    """The root command: everything is imported when it is used."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All groups, whether or not they can be imported."""
-        return sorted(GROUPS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one group; `None` for an unknown name."""
-        if cmd_name not in GROUPS:
-            return None
-        module, _, attribute = GROUPS[cmd_name][0].partition(":")
-        try:
-            command: click.Command = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise
-            raise click.UsageError(f"this installation has no command {cmd_name!r}") from None
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of groups in `--help`, without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, GROUPS[name][1]) for name in self.list_commands(ctx)])
+    @property
+    def places(self) -> Places:
+        """Where the commands are."""
+        return GROUPS
 
 
 EPILOG = """\b
@@ -69,7 +54,7 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=RootGroup,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -63,7 +63,11 @@ class RootTests(SynchronousTestCase):
         )
         self.assertEqual(
             done.stdout.splitlines()[-2:],
-            ["['controller.cli.main', 'controller.cli.output', 'controller.cli.policy']", "False"],
+            [
+                "['controller.cli.groups', 'controller.cli.main', 'controller.cli.output', "
+                "'controller.cli.policy']",
+                "False",
+            ],
         )
 
 
