@@ -181,6 +181,15 @@ class Client:
         closing: Deferred[None] = self._pool.closeCachedConnections()
         return closing
 
+    def seconds(self) -> float:
+        """The reactor's clock."""
+        now: float = self._reactor.seconds()
+        return now
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, while what is open is served."""
+        await deferLater(self._reactor, seconds, lambda: None)
+
     async def ask(
         self,
         method: str,
@@ -336,7 +345,7 @@ class Client:
             if ended.startswith("the sign-in"):
                 return ended
             interrupted(one_line(reason))
-            await deferLater(self._reactor, random.uniform(0, delay), lambda: None)  # noqa: S311
+            await self.pause(random.uniform(0, delay))  # noqa: S311
             delay = min(delay * 2, 30.0)
 
     async def _request(

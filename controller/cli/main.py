@@ -12,12 +12,17 @@ from controller.cli.groups import LazyGroup, Places
 from controller.cli.output import complain
 
 GROUPS = {
+    "api-tokens": ("controller.cli.tokens:api_tokens", "Make what programs sign in with."),
     "audit": ("controller.cli.audit:audit", "Show what was asked, by whom, and what was decided."),
+    "defenders": ("controller.cli.defenders:defenders", "Show and steer the fleet's defenders."),
+    "lock": ("controller.cli.locks:lock", "Shut somebody out of the whole fleet at once."),
     "login": ("controller.cli.login_commands:login", "Sign in to a controller."),
     "logout": ("controller.cli.login_commands:logout", "Sign out."),
     "local": ("controller.cli.local:local", "Steer the defender of this machine."),
     "pki": ("controller.cli.pki:pki", "Make and show certificates."),
     "policy": ("controller.cli.policy:policy", "Check policies and explain what they decide."),
+    "status": ("controller.cli.status:status", "Show the fleet in a few numbers."),
+    "tokens": ("controller.cli.tokens:tokens", "Make what lets new defenders in."),
 }
 """Command -> where it is defined, as `module:attribute`, and its line in `--help`."""
 

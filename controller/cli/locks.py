@@ -1,0 +1,161 @@
+"""`defenderctl lock`: shuts somebody out of the whole fleet at once, whatever the policies say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from controller.cli.client import Client
+from controller.cli.fleet import (
+    counted,
+    fail,
+    listed,
+    part,
+    print_items,
+    shown_time,
+    with_controller,
+)
+from controller.cli.output import json_option, print_json, print_line
+from defender.contract.errors import ContractError
+from defender.contract.locks import make_lock
+
+ROOT: Final = "/api/v1/locks"
+KINDS: Final = ("user", "group", "serial", "defender")
+
+
+@click.group()
+def lock() -> None:
+    """Shut a user, a group, a certificate or a defender out of the whole fleet at once.
+
+    New requests are denied and live streams are cut. `defenderctl local lock` does it on one host alone.
+
+    \b
+    Examples:
+      defenderctl lock add --user bruce@example.com --reason "laptop lost"
+      defenderctl lock list
+    """
+
+
+def _subject(command: Any) -> Any:
+    for option in (
+        click.option("--issuer", default="", metavar="DN", help="With --serial: the issuer it counts for."),
+        click.option("--defender", metavar="NAME", help="A defender: all that it is asked."),
+        click.option("--serial", metavar="HEX", help="Serial number of a certificate."),
+        click.option("--group", metavar="NAME", help="Every member of a group."),
+        click.option("--user", metavar="NAME", help="A user, however they prove to be it."),
+    ):
+        command = option(command)
+    return command
+
+
+def _chosen(issuer: str, **given: str | None) -> dict[str, str]:
+    """What is to be locked, as locks are written everywhere."""
+    named = [(kind, value) for kind, value in given.items() if value]
+    if len(named) != 1:
+        raise click.UsageError(f"name exactly one of {', '.join('--' + kind for kind in KINDS)}")
+    try:
+        made = make_lock(*named[0], issuer)
+    except ContractError as error:
+        raise click.UsageError(str(error)) from None
+    found = {"kind": made.kind, "value": made.value}
+    return {**found, "issuer": made.issuer} if made.issuer else found
+
+
+def _told(lock: Mapping[str, Any]) -> str:
+    return f"{lock['kind']} {lock['value']}" + (f" of {lock['issuer']}" if lock.get("issuer") else "")
+
+
+@lock.command(
+    epilog="\b\nExamples:\n  defenderctl lock add --user bruce@example.com --reason 'laptop lost'\n"
+    "  defenderctl lock add --serial 0a1b2c --issuer 'CN=Fleet users'"
+)
+@_subject
+@click.option("--reason", default="", metavar="TEXT", help="Why; it stands in the list and in the event.")
+@json_option
+def add(
+    user: str | None,
+    group: str | None,
+    serial: str | None,
+    defender: str | None,
+    issuer: str,
+    reason: str,
+    as_json: bool,
+) -> None:
+    """Lock somebody or something out. Who is locked already stays so."""
+    wanted = _chosen(issuer, user=user, group=group, serial=serial, defender=defender)
+
+    async def act(client: Client) -> tuple[int, Any]:
+        reply = await client.ask("POST", ROOT, body={**wanted, "reason": reason})
+        return reply.status, reply.document
+
+    status, made = with_controller(act)
+    if as_json:
+        print_json(made)
+        return
+    counts = made["counts"]
+    reach = f"{counts['acked']} of {counted(counts['total'], 'defender')} have it"
+    if counts["offline"]:
+        reach += f", {counts['offline']} offline"
+    print_line(f"{'Locked' if status == 201 else 'Locked already'}: {_told(made)}; {reach}.")
+
+
+@lock.command(
+    epilog="\b\nExamples:\n  defenderctl lock remove 7d1f3c52-6a0e-4c83-9b58-2f0c9a4be1d7\n"
+    "  defenderctl lock remove --user bruce@example.com"
+)
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@_subject
+@json_option
+def remove(
+    ids: tuple[str, ...],
+    user: str | None,
+    group: str | None,
+    serial: str | None,
+    defender: str | None,
+    issuer: str,
+    as_json: bool,
+) -> None:
+    """Remove locks, by the ids that `lock list` shows, or one by what it locks."""
+    named = any((user, group, serial, defender))
+    if bool(ids) == named:
+        raise click.UsageError("say which: by ID, or by --user, --group, --serial, --defender")
+    wanted = _chosen(issuer, user=user, group=group, serial=serial, defender=defender) if named else None
+
+    async def act(client: Client) -> list[str]:
+        chosen = list(ids)
+        if wanted is not None:
+            async for each in client.pages(ROOT):
+                if all(each.get(key, "") == value for key, value in {"issuer": "", **wanted}.items()):
+                    chosen.append(each["id"])
+        for each in chosen:
+            await client.ask("DELETE", f"{ROOT}/{part(each)}")
+        return chosen
+
+    gone = with_controller(act)
+    if not gone:
+        fail(f"not locked: {_told(wanted or {})}")
+    if as_json:
+        print_json({"removed": gone})
+    else:
+        print_line(f"No longer locked: {_told(wanted) if wanted else ', '.join(gone)}.")
+
+
+@lock.command(name="list", epilog="\b\nExample:\n  defenderctl lock list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the locks of the fleet, and how many defenders have them."""
+    found = listed(ROOT)
+    if as_json:
+        print_json(found)
+        return
+    columns = {
+        "id": lambda each: each["id"],
+        "locked": _told,
+        "have it": lambda each: f"{each['counts']['acked']}/{each['counts']['total']}",
+        "since": lambda each: shown_time(each["created_at"])[:16],
+        "by": lambda each: each["by"],
+        "reason": lambda each: each["reason"] or "-",
+    }
+    print_items(found, columns, "Nobody is locked.", fold=-1)
