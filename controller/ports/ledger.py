@@ -6,13 +6,13 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from controller.admin_audit import AdminActor, Changed, admin_event
 from controller.api.ports import Actor, ConflictError, NotFoundError, UnavailableError
@@ -65,23 +65,13 @@ class Ledger:
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """What a function finds in the store."""
-        return await self.database.read(function, *args, **kwargs)
+        return await answered(self.database.read(function, *args, **kwargs))
 
     async def write(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run a function that writes, in one transaction. Errors of the store are told as those of a port:
-        MissingError as NotFoundError, ExistsError as ConflictError, and UnavailableError for a store that
-        cannot be written.
-        """
-        try:
-            return await self.database.write(function, *args, **kwargs)
-        except (UnwritableStoreError, OverloadedStoreError) as error:
-            raise UnavailableError(str(error)) from None
-        except MissingError as error:
-            raise NotFoundError(str(error)) from None
-        except ExistsError as error:
-            raise ConflictError(str(error)) from None
+        """Run a function that writes, in one transaction. Errors are those of `answered`."""
+        return await answered(self.database.write(function, *args, **kwargs))
 
     async def act(self, actor: Actor, step: Callable[[sqlite3.Connection, Tell], T]) -> T:
         """Run a step that writes and tells of it; what it raises undoes all of it, its events too."""
@@ -134,9 +124,24 @@ Tell = Callable[[Told], None]
 """Writes an event in the transaction of the step that it was given to."""
 
 
-def _left(failure: Any) -> None:
+async def answered(asked: Deferred[T]) -> T:
+    """What the store answers; its errors as those of a port: NotFoundError for what is missing, ConflictError
+    for what is there already, UnavailableError for a store that cannot do it now.
+    """
+    try:
+        return await asked
+    except MissingError as error:
+        raise NotFoundError(str(error)) from None
+    except ExistsError as error:
+        raise ConflictError(str(error)) from None
+    except (UnwritableStoreError, OverloadedStoreError) as error:
+        raise UnavailableError(str(error)) from None
+
+
+def _left(failure: Failure) -> None:
     """It waits in the trail for the next time."""
-    with suppress(StoreError):
-        failure.raiseException()
-        return
-    _log.warn("audit events wait to be moved to the event store: {reason}", reason=failure.getErrorMessage())
+    if failure.check(StoreError):
+        told = failure.getErrorMessage()
+        _log.warn("audit events wait to be moved to the event store: {reason}", reason=told)
+    else:
+        _log.failure("audit events wait to be moved to the event store", failure)
