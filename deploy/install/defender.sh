@@ -613,7 +613,7 @@ do_uninstall() {
         step "Removing settings, certificates and events, those not delivered yet among them"
         run rm -rf "$STATE" "$SETTINGS" /run/defender
         if getent passwd "$ACCOUNT" >/dev/null; then
-            run userdel "$ACCOUNT"
+            run userdel "$ACCOUNT" || note "the user $ACCOUNT stays: processes of it still run"
         fi
     else
         note "kept: $SETTINGS (settings), $STATE (certificates, locks, events) and the user $ACCOUNT;"
