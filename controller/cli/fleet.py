@@ -47,11 +47,18 @@ def signed_in() -> Login:
     return login
 
 
-def with_controller(act: Callable[[Client], Awaitable[_T]], login: Login | None = None) -> _T:
-    """Run `act` with a client of the controller where somebody is signed in, and name it."""
+def with_controller(
+    act: Callable[[Client], Awaitable[_T]], login: Login | None = None, *, again: bool = False
+) -> _T:
+    """Run `act` with a client of the controller where somebody is signed in, and name it.
+
+    `again`: this command has named it already. What asks a person something stands between two runs, not in
+    one: the reactor takes Ctrl-C for itself.
+    """
     known = login or signed_in()
     who = f" as {known.user}" if known.user else ""
-    complain(f"controller {known.controller.removeprefix('https://')}{who}")
+    if not again:
+        complain(f"controller {known.controller.removeprefix('https://')}{who}")
     try:
         return run(known, act)
     except ClientError as error:

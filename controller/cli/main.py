@@ -20,7 +20,7 @@ GROUPS = {
     "logout": ("controller.cli.login_commands:logout", "Sign out."),
     "local": ("controller.cli.local:local", "Steer the defender of this machine."),
     "pki": ("controller.cli.pki:pki", "Make and show certificates."),
-    "policy": ("controller.cli.policy:policy", "Check policies and explain what they decide."),
+    "policy": ("controller.cli.policy:policy", "Check, explain and publish policies."),
     "status": ("controller.cli.status:status", "Show the fleet in a few numbers."),
     "tokens": ("controller.cli.tokens:tokens", "Make what lets new defenders in."),
 }

@@ -1,4 +1,7 @@
-"""`defenderctl policy`: check a policy file and explain its decisions, with the defender's own code."""
+"""`defenderctl policy`: check a policy file and explain its decisions, with the defender's own code.
+
+What speaks with a controller is in `controller.cli.fleet_policy`, and imported when it is used.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ import sys
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
+from controller.cli.groups import LazyGroup
 from controller.cli.output import (
     complain,
     json_option,
@@ -36,12 +40,28 @@ policy_file = click.argument(
 )
 
 
-@click.group()
+_PLACE: Final = "controller.cli.fleet_policy"
+FLEET: Final = {
+    "abort": (f"{_PLACE}:abort", "Give up a rollout; who has the version keeps it."),
+    "diff": (f"{_PLACE}:diff", "Compare a file, a draft or versions with what is published."),
+    "halt": (f"{_PLACE}:halt", "Halt a rollout."),
+    "history": (f"{_PLACE}:history", "List the published versions."),
+    "publish": (f"{_PLACE}:publish", "Publish a policy to the fleet, in waves."),
+    "resume": (f"{_PLACE}:resume", "Go on with a rollout that is halted."),
+    "rollback": (f"{_PLACE}:rollback", "Publish an old version's content again."),
+    "show": (f"{_PLACE}:show", "Print the text of a published policy."),
+    "status": (f"{_PLACE}:status", "Show how far the newest version is, and who refused it."),
+}
+"""Commands that speak with a controller."""
+
+
+@click.group(cls=LazyGroup, places=FLEET)
 def policy() -> None:
-    """Check policies and explain what they decide.
+    """Check policies, explain what they decide, and publish them to the fleet.
 
     \b
     Examples:
+      defenderctl policy publish builders.yaml --label site=vienna
       defenderctl policy check policy.yaml
       defenderctl policy explain policy.yaml --user bruce --group "Dev team" --host prod1 \\
           --action container_list
@@ -128,9 +148,13 @@ def explain_command(
 
 
 def _load(ctx: click.Context, file: str, as_json: bool) -> Policy:
-    """The policy in `file`; one that cannot be used ends the command with all its problems."""
+    return load_data(ctx, read_file(file), _source(file), as_json)
+
+
+def load_data(ctx: click.Context, data: bytes, source: str, as_json: bool) -> Policy:
+    """The policy that `data` is; one that cannot be used ends the command with all its problems."""
     try:
-        return load_policy_bytes(_read(file), _source(file))
+        return load_policy_bytes(data, source)
     except PolicyError as error:
         if as_json:
             print_json(_problems(error))
@@ -139,7 +163,7 @@ def _load(ctx: click.Context, file: str, as_json: bool) -> Policy:
         ctx.exit(INVALID)
 
 
-def _read(file: str) -> bytes:
+def read_file(file: str) -> bytes:
     """The file, or the first part of one that is too large anyway."""
     try:
         if file == "-":
