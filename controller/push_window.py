@@ -1,0 +1,93 @@
+"""How many pushes are on their way at a time: so many unanswered ones, so many bytes.
+
+A controller that pushed a policy to five thousand defenders in one turn would hold all of it in its buffers,
+and a lock would wait behind it. What does not fit waits here: of a defender and a stream the newest only, the
+streams in the order of `STREAMS`, each in the order in which it was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from controller.releases import Position
+from defender.contract.trust import STREAMS
+
+MOST_PUSHES: Final = 256
+MOST_BYTES: Final = 64 * 1024 * 1024
+PATIENCE: Final = 5.0
+"""Seconds after which a push without an answer no longer holds up others."""
+
+
+class Push(NamedTuple):
+    """What is to be sent: the bundle at a position of a stream, to a defender."""
+
+    defender: str
+    stream: str
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    size: int
+    until: float
+
+
+class PushWindow:
+    """See the module. Times are seconds of a clock that never goes back, sizes are bytes."""
+
+    def __init__(self, pushes: int = MOST_PUSHES, size: int = MOST_BYTES) -> None:
+        self._most_pushes = pushes
+        self._most_bytes = size
+        self._waiting: dict[str, dict[str, tuple[Position, int]]] = {stream: {} for stream in STREAMS}
+        self._sent: dict[tuple[str, str], _Sent] = {}
+        self._bytes = 0
+
+    @property
+    def waiting(self) -> int:
+        """Pushes that wait for their turn."""
+        return sum(map(len, self._waiting.values()))
+
+    @property
+    def unanswered(self) -> int:
+        """Pushes on their way."""
+        return len(self._sent)
+
+    def ask(self, push: Push, size: int) -> None:
+        """Something is to be sent; what waits for the same defender and stream need not be any more."""
+        self._waiting[push.stream][push.defender] = (push.position, size)
+
+    def next(self, now: float) -> Iterator[Push]:
+        """What is to be sent now; each counts as sent once it is given."""
+        for key in [key for key, sent in self._sent.items() if sent.until <= now]:
+            self._free(key)
+        for stream, waiting in self._waiting.items():
+            while waiting:
+                who = next(iter(waiting))
+                position, size = waiting[who]
+                # One push always fits, whatever its size.
+                if self._sent and (
+                    len(self._sent) >= self._most_pushes or self._bytes + size > self._most_bytes
+                ):
+                    return
+                del waiting[who]
+                self._free((who, stream))
+                self._sent[who, stream] = _Sent(size, now + PATIENCE)
+                self._bytes += size
+                yield Push(who, stream, position)
+
+    def answered(self, defender: str, stream: str) -> None:
+        """A defender took or refused what it was sent of a stream."""
+        self._free((defender, stream))
+
+    def gone(self, defender: str) -> None:
+        """A defender's session is over: nothing waits for it, and nothing will be answered."""
+        for stream, waiting in self._waiting.items():
+            waiting.pop(defender, None)
+            self._free((defender, stream))
+
+    def _free(self, key: tuple[str, str]) -> None:
+        sent = self._sent.pop(key, None)
+        if sent is not None:
+            self._bytes -= sent.size
