@@ -43,11 +43,12 @@ from controller.publisher_steps import (
 )
 from controller.push_window import Push, PushWindow
 from controller.releases import (
-    AT_ONCE,
     NOTHING,
+    Aborted,
     Ahead,
     Command,
     Conflict,
+    Halted,
     Held,
     LineState,
     Offer,
@@ -55,6 +56,7 @@ from controller.releases import (
     Refusal,
     Reissue,
     Release,
+    Resumed,
     Standing,
     Wake,
 )
@@ -133,6 +135,8 @@ class Publisher:
         }
         self._stands: dict[tuple[str, str], Held | None] = {}
         self._named: dict[tuple[str, str], Held] = {}
+        self._known: dict[tuple[str, str], Held] = {}
+        self._barred: set[tuple[str, Position]] = set()
         self._bundles: dict[str, dict[Position, _Bundle]] = {stream: {} for stream in STREAMS}
         self._dirty: dict[tuple[str, str], None] = {}
         self._held: dict[tuple[str, str], Held] = {}
@@ -177,6 +181,8 @@ class Publisher:
         now = self.now()
         for each in kept.bundles:
             self._make(each)
+        for stream, held in kept.held.items():
+            self._known.update({(who, stream): at for who, at in held.items()})
         for stream, position in kept.highest.items():
             self.streams[stream].verified(position, now)
         self.policies.restore(
@@ -218,7 +224,7 @@ class Publisher:
             held = None if at.number == contract.NOWHERE.number else _held(at)
             self._stands[defender, stream] = held
             if held is not None:
-                self._held[defender, stream] = held
+                self._note(defender, stream, held)
             found.append((stream, distribution.connected(defender, held, now)))
         self._show(defender)
         for stream, commands in found:
@@ -244,10 +250,12 @@ class Publisher:
             return
         held = _held(position)
         self.window.answered(defender, stream)
-        self._held[defender, stream] = self._stands[defender, stream] = held
+        self._stands[defender, stream] = held
+        self._note(defender, stream, held)
         self.take(stream, self.streams[stream].acked(defender, held, self.now()))
         if stream == TRUST:
             self._show(defender)
+        self._pump()
 
     def refused(
         self, defender: str, stream: str, nonce: int, code: str, detail: str, kept: contract.Position
@@ -263,12 +271,18 @@ class Publisher:
         distribution = self.streams[stream]
         self._refused[defender, stream, distribution.origin_of(position)] = refusal
         self.take(stream, distribution.refused(defender, position, refusal, self.now()))
+        self._pump()
 
     def disconnected(self, defender: str) -> None:
         """A defender is not there any more."""
         self._leave(defender)
         for stream, distribution in self.streams.items():
             self.take(stream, distribution.disconnected(defender, self.now()))
+
+    def _note(self, defender: str, stream: str, held: Held) -> None:
+        """Keep what a defender holds, unless that is kept."""
+        if self._known.get((defender, stream)) != held:
+            self._known[defender, stream] = self._held[defender, stream] = held
 
     def _leave(self, defender: str) -> None:
         """A session is over, or another one takes its place."""
@@ -289,6 +303,8 @@ class Publisher:
         """A defender left the fleet, and the store."""
         now = self.now()
         self._leave(defender)
+        for stream in STREAMS:
+            self._known.pop((defender, stream), None)
         with self.dropping(MODE):
             commands = self.modes.removed(defender, now)
         self.take(MODE, commands)
@@ -309,15 +325,14 @@ class Publisher:
         self._shared.clear()
 
     def renewed(self, found: Iterable[Issued]) -> None:
-        """Lines were signed again, with other keys or authorities: everybody gets them at once."""
+        """Lines were signed again: other locks, other keys or authorities."""
         for issued in found:
-            distribution = self.streams[issued.stream]
-            self.published(
-                issued,
-                lambda release, line=issued.line, to=distribution: to.publish(  # type: ignore[misc]
-                    line, release, AT_ONCE, self.now()
-                ),
-            )
+
+            def publish(release: Release, issued: Issued = issued) -> list[Command]:
+                stream = self.streams[issued.stream]
+                return stream.publish(issued.line, release, issued.plan, self.now())
+
+            self.published(issued, publish)
 
     def dropping(self, stream: str) -> _Dropping:
         """While this lasts, lines of the stream may end; that is kept too."""
@@ -347,8 +362,20 @@ class Publisher:
                     self._tell(stream, command)
                 case _:
                     self._dirty[stream, command.line] = None
+                    self._bar(stream, command)
                     self._tell(stream, command)
         self._keep()
+
+    def _bar(self, stream: str, command: Command) -> None:
+        """A release that is halted or given up is sent to nobody, those that wait for their turn included."""
+        if isinstance(command, Halted | Aborted):
+            self._barred.add((stream, self.streams[stream].origin_of(command.position)))
+        elif isinstance(command, Resumed):
+            self._barred.discard((stream, self.streams[stream].origin_of(command.position)))
+            self.window.unbar(stream)
+
+    def _may_push(self, stream: str, position: Position) -> bool:
+        return (stream, self.streams[stream].origin_of(position)) not in self._barred
 
     async def _reissue(self, stream: str, asked: Reissue) -> None:
         distribution = self.streams[stream]
@@ -441,7 +468,7 @@ class Publisher:
             each.callback(None)
 
     def _pump(self) -> None:
-        for who, stream, position in self.window.next(self.now()):
+        for who, stream, position in self.window.next(self.now(), self._may_push):
             bundle = self._bundles[stream].get(position)
             if bundle is None or not self._desk.push(who, stream, position.version, bundle.frames):
                 self.window.answered(who, stream)
@@ -511,11 +538,16 @@ class Publisher:
     def _prune(self, stream: str) -> None:
         """Forget bundles that are offered to nobody any more."""
         live: set[Position] = set()
+        origins: set[tuple[str, Position]] = set()
         for line in self.streams[stream].lines():
             state = self.streams[stream].state(line)
-            live.update(each.position for each in (state.release, state.base, *state.reissues) if each)
+            for each in (state.release, state.base, *state.reissues):
+                if each is not None:
+                    live.add(each.position)
+                    origins.add((stream, each.origin))
         kept = {at: bundle for at, bundle in self._bundles[stream].items() if at in live}
         self._bundles[stream] = kept
+        self._barred = {each for each in self._barred if each[0] != stream or each in origins}
 
 
 class _Dropping:

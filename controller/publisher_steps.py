@@ -54,12 +54,16 @@ class Authorities:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A bundle that is signed and kept; `data` is what is pushed: for `trust`, the roots before it too."""
+    """A bundle that is signed and kept; `data` is what is pushed: for `trust`, the roots before it too.
+
+    `plan` is how it goes out where it was signed only because an older one is no longer valid.
+    """
 
     stream: str
     line: str
     release: Release
     data: bytes
+    plan: Plan = AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +231,17 @@ def _renew(
     if content is not None:
         return issuer.begin(connection, Wanted(stream, line, content), AT_ONCE, None)
     assert state is not None
-    source = state.release if state.base is None or state.phase is Phase.SETTLED else state.base
-    issued = issuer.again(connection, stream, line, source.origin, source.audience)
-    keep_state(
-        connection, stream, line, LineState(line, issued.release, None, AT_ONCE, Phase.RUNNING), issuer.wall()
-    )
+    source, plan = state.release, AT_ONCE
+    if state.phase is not Phase.SETTLED:
+        if state.base is not None:
+            source = state.base
+        elif state.phase is Phase.RUNNING:
+            plan = state.plan
+        else:
+            return None  # stopped, and nothing before it: who had it denies until something is published
+    issued = replace(issuer.again(connection, stream, line, source.origin, source.audience), plan=plan)
+    new = LineState(line, issued.release, None, plan, Phase.RUNNING)
+    keep_state(connection, stream, line, new, issuer.wall())
     return issued
 
 

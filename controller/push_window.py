@@ -7,7 +7,7 @@ streams in the order of `STREAMS`, each in the order in which it was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -41,6 +41,7 @@ class PushWindow:
         self._most_pushes = pushes
         self._most_bytes = size
         self._waiting: dict[str, dict[str, tuple[Position, int]]] = {stream: {} for stream in STREAMS}
+        self._barred: dict[str, dict[str, tuple[Position, int]]] = {stream: {} for stream in STREAMS}
         self._sent: dict[tuple[str, str], _Sent] = {}
         self._bytes = 0
 
@@ -56,16 +57,25 @@ class PushWindow:
 
     def ask(self, push: Push, size: int) -> None:
         """Something is to be sent; what waits for the same defender and stream need not be any more."""
+        self._barred[push.stream].pop(push.defender, None)
         self._waiting[push.stream][push.defender] = (push.position, size)
 
-    def next(self, now: float) -> Iterator[Push]:
-        """What is to be sent now; each counts as sent once it is given."""
+    def next(
+        self, now: float, may: Callable[[str, Position], bool] = lambda stream, position: True
+    ) -> Iterator[Push]:
+        """What is to be sent now; each counts as sent once it is given.
+
+        What may not be sent at present, by its stream and position, is put aside until `unbar`.
+        """
         for key in [key for key, sent in self._sent.items() if sent.until <= now]:
             self._free(key)
         for stream, waiting in self._waiting.items():
             while waiting:
                 who = next(iter(waiting))
                 position, size = waiting[who]
+                if not may(stream, position):
+                    self._barred[stream][who] = waiting.pop(who)
+                    continue
                 # One push always fits, whatever its size.
                 if self._sent and (
                     len(self._sent) >= self._most_pushes or self._bytes + size > self._most_bytes
@@ -77,6 +87,11 @@ class PushWindow:
                 self._bytes += size
                 yield Push(who, stream, position)
 
+    def unbar(self, stream: str) -> None:
+        """What was put aside has its turn again, behind what waits."""
+        barred, self._barred[stream] = self._barred[stream], {}
+        self._waiting[stream].update(barred)
+
     def answered(self, defender: str, stream: str) -> None:
         """A defender took or refused what it was sent of a stream."""
         self._free((defender, stream))
@@ -85,6 +100,7 @@ class PushWindow:
         """A defender's session is over: nothing waits for it, and nothing will be answered."""
         for stream, waiting in self._waiting.items():
             waiting.pop(defender, None)
+            self._barred[stream].pop(defender, None)
             self._free((defender, stream))
 
     def _free(self, key: tuple[str, str]) -> None:

@@ -27,7 +27,7 @@ from controller.publisher_orders import Orders
 from controller.publisher_steps import Authorities
 from controller.publishing import PublishError
 from controller.push_window import PATIENCE, PushWindow
-from controller.releases import Halted, Phase
+from controller.releases import Halted, Phase, Plan
 from controller.rollout_view import counts
 from controller.selection import Defender, Selection
 from controller.store import bundles, defenders, policies
@@ -411,6 +411,20 @@ class Keys(PublisherCase):
         await self.calm()
         self.assertEqual([len(host.pushed) for host in hosts], pushed)
 
+    async def test_what_was_given_up_is_not_signed_again(self) -> None:
+        orders = await self.begin()
+        hosts = [await self.enroll(f"web{n}") for n in range(3)]
+        await self.calm()
+        await self.publish(orders, "prod", NEW)
+        await orders.steer("prod", "abort")
+        await self.calm()
+        await orders.replace_key(BUNDLE)
+        await self.calm()
+        self.assertEqual(self.texts(*hosts), [""] * 3)
+        await self.crash()
+        orders = await self.begin()
+        self.assertEqual(orders.rollout(POLICY, "prod").progress.phase, Phase.ABORTED)
+
     async def test_a_raised_epoch_ends_what_was_signed(self) -> None:
         orders = await self.begin()
         host = await self.enroll("web1")
@@ -452,6 +466,24 @@ class Window(PublisherCase):
         self.clock.advance(PATIENCE + 1)
         await self.publisher.kept()
         self.assertEqual([stream for _, stream, _, _ in self.desk.queue], [LOCKS] * 2)
+
+    async def test_what_waits_for_its_turn_is_halted_too(self) -> None:
+        orders = await self.begin(window=PushWindow(pushes=2))
+        hosts = [await self.enroll(f"web{n}") for n in range(6)]
+        await self.calm()
+        await self.publish(orders, "prod", NEW, plan=Plan(halts=True))
+        await self.publisher.kept()
+        refusing = self.desk.queue[0][0]
+        refusing.refuses[POLICY] = ("content-refused", "no")
+        await self.calm()
+        took = self.texts(*hosts).count("new")
+        self.assertEqual(orders.rollout(POLICY, "prod").progress.phase, Phase.HALTED)
+        self.assertLess(took, 3)
+        await self.calm()
+        self.assertEqual(self.texts(*hosts).count("new"), took)
+        await orders.steer("prod", "resume")
+        await self.calm()
+        self.assertEqual(self.texts(*hosts).count("new"), 5)
 
     async def test_snapshots_come_again(self) -> None:
         await self.begin()
