@@ -34,7 +34,7 @@ from controller.publisher_steps import (
     read_version,
 )
 from controller.publishing import Draft, PolicyState, Version
-from controller.releases import AT_ONCE, Command, Phase, Plan, Progress, Release
+from controller.releases import AT_ONCE, Command, Phase, Plan, Position, Progress, Release
 from controller.rollout_view import Step, describe_halt, steps
 from controller.selection import Selection
 from controller.store import bundles, locks
@@ -68,6 +68,9 @@ class Rollout:
     progress: Progress
     detail: str
 
+
+MOST: Final = 2**53
+"""The highest number that may be gone beyond: enough are left behind it for as long as the fleet lives."""
 
 _STEER: Final = ("halt", "resume", "abort")
 
@@ -422,6 +425,30 @@ class Orders:
                 return found
 
             publisher.renewed(await publisher.database.write(step))
+
+        await self._locked(work)
+
+    # -- after a restore from a backup
+
+    async def go_beyond(self, stream: str, version: int, *, record: Record = no_record) -> None:
+        """Take no number up to this one in a stream, since defenders hold what was published under it and
+        forgotten here (`releases.Ahead`). Who does is given again what it should have, under new numbers.
+
+        A person decides it, who knows that the store was restored: the word of a defender moves no number.
+        Raises RolloutError for a stream or a number that cannot be.
+        """
+        publisher = self._publisher
+        if stream not in publisher.streams or not 0 < version <= MOST:
+            raise RolloutError(f"{version} is no number of a stream {stream!r} to go beyond")
+
+        async def work() -> None:
+            def step(connection: sqlite3.Connection) -> None:
+                bundles.raise_version(connection, stream, version)
+                record(connection, None, {"stream": stream, "beyond": version})
+
+            await publisher.database.write(step)
+            position = Position(publisher.issuer.keys.root.key_epoch, version)
+            publisher.take(stream, publisher.streams[stream].verified(position, publisher.now()))
 
         await self._locked(work)
 

@@ -130,6 +130,9 @@ class FakeDesk:
         )
         no = host.refuses.get(stream)
         if no is not None:
+            if no[0] == "not-activated" and host.mark is not None:
+                # Accepted and on disk, as at a real host; what was in force before still is.
+                host.mark = host.mark.accept(stream, bundle.position).activate(stream, kept)
             self.publisher.refused(host.id, stream, nonce, *no, kept)
             return
         if host.mark is not None:

@@ -27,7 +27,7 @@ from controller.publisher_orders import Orders
 from controller.publisher_steps import Authorities
 from controller.publishing import PublishError
 from controller.push_window import PATIENCE, PushWindow
-from controller.releases import Halted, Phase, Plan
+from controller.releases import Ahead, Halted, Phase, Plan
 from controller.rollout_view import counts
 from controller.selection import Defender, Selection
 from controller.store import bundles, defenders, policies
@@ -320,6 +320,24 @@ class Streams(PublisherCase):
         self.assertEqual(counts(orders.rollout(MODE, second).progress)["acked"], 0 + 2)
         self.assertRaises(RolloutError, orders.rollout, MODE, order)
 
+    async def test_a_port_that_is_taken_does_not_cut_a_host_off(self) -> None:
+        orders = await self.begin()
+        host = await self.enroll("web1")
+        await self.calm()
+        await orders.set_mode(Selection(), Mode("tcp"), "ada")
+        await self.calm()
+        host.refuses[MODE] = ("not-activated", "port 2376 is taken")
+        order = await orders.set_mode(Selection(), Mode("unix+tcp"), "ada")
+        await self.calm()
+        (step,) = orders.steps(MODE, order)
+        self.assertEqual((step.state, step.detail), ("refused", "not-activated: port 2376 is taken"))
+        assert host.mark is not None
+        # It takes the snapshots that follow: what it has on disk is not above what they name.
+        shown, self.wall = host.shown, self.wall + SHOW_EVERY
+        self.clock.advance(SHOW_EVERY + 1)
+        self.assertEqual(host.shown, shown + 1)
+        self.assertEqual(host.mark.mark(POLICY).confirmed_ms, int(self.wall * 1000))
+
     async def test_a_label_changes_the_policy_and_old_content_gets_a_new_number(self) -> None:
         orders = await self.begin()
         host = await self.enroll("web1", env="test")
@@ -443,6 +461,50 @@ class Keys(PublisherCase):
         await self.assertFailure(Deferred.fromCoroutine(orders.replace_key(BUNDLE)), RolloutError)
         self.assertEqual(self.keys.root.version, 1)
         await self.calm()
+        self.assertEqual(self.texts(host), ["new"])
+
+
+class Backups(PublisherCase):
+    async def test_what_a_host_says_moves_no_number_and_a_person_does(self) -> None:
+        orders = await self.begin()
+        host = await self.enroll("web1")
+        await self.publish(orders, "prod", OLD)
+        await self.calm()
+        # From a backup that is older than what it was given since.
+        assert self.database is not None
+        copy = self.directory / "backup.db"
+        await self.database.backup(copy)
+        for text in (NEW, OLD, NEW):
+            await self.publish(orders, "prod", text)
+            await self.calm()
+        far = host.held[POLICY].version
+        await self.crash()
+        for path in (self.directory / "store").iterdir():
+            path.unlink()
+        shutil.copy(copy, self.directory / "store" / "control.db")
+        orders = await self.begin()
+        host.mark = None
+        self.desk.connect(host)
+        await self.calm()
+        self.assertEqual([type(command) for _, command in self.told], [Ahead])
+        self.assertEqual(self.texts(host), ["new"])
+        await orders.go_beyond(POLICY, far)
+        await self.calm()
+        self.assertEqual(self.texts(host), ["old"])
+        self.assertEqual(host.held[POLICY].version, far + 1)
+        await self.assertFailure(Deferred.fromCoroutine(orders.go_beyond(POLICY, 2**60)), RolloutError)
+
+    async def test_a_stop_keeps_what_is_not_kept_yet(self) -> None:
+        orders = await self.begin()
+        host = await self.enroll("web1")
+        await self.calm()
+        await self.publish(orders, "prod", NEW)
+        await self.publisher.kept()
+        self.desk.answer()
+        await self.publisher.stop()
+        await self.crash()
+        orders = await self.begin()
+        self.assertEqual(orders.rollout(POLICY, "prod").progress.acked, 1)
         self.assertEqual(self.texts(host), ["new"])
 
 
