@@ -5,26 +5,21 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from controller.admin_audit import AdminActor, Changed, admin_event
-from controller.api.ports import Actor, ConflictError, NotFoundError, UnavailableError
+from controller.admin_audit import AdminActor, Changed, admin_event, compare
+from controller.api.ports import Actor
+from controller.ports.refusals import store_refusals
 from controller.store import trail
 from controller.store.database import Database
-from controller.store.errors import (
-    ExistsError,
-    MissingError,
-    OverloadedStoreError,
-    StoreError,
-    UnwritableStoreError,
-)
+from controller.store.errors import StoreError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -76,8 +71,12 @@ class Ledger:
     async def act(self, actor: Actor, step: Callable[[sqlite3.Connection, Tell], T]) -> T:
         """Run a step that writes and tells of it; what it raises undoes all of it, its events too."""
         result = await self.write(self._step, actor, step)
-        self.moved().addErrback(_left)
+        self.move()
         return result
+
+    def move(self) -> None:
+        """Have what was written brought to the event store; nobody waits for it."""
+        self.moved().addErrback(_left)
 
     async def tell(self, actor: Actor, told: Told) -> None:
         """Write an event of what changed nothing."""
@@ -112,6 +111,18 @@ class Ledger:
             mono=int(self.steady() * 1_000_000),
         )
 
+    def record(
+        self, actor: Actor, action: str, target: str, comment: str = ""
+    ) -> Callable[[sqlite3.Connection, Mapping[str, Any] | None, Mapping[str, Any] | None], None]:
+        """Writes the event of a change that somebody else makes, from what was before and what is after."""
+
+        def write(
+            connection: sqlite3.Connection, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
+        ) -> None:
+            self.append(connection, actor, Told(action, target, compare(before, after), comment=comment))
+
+        return write
+
     def _identity(self, now: float) -> bytes:
         """A UUIDv7 (RFC 9562 section 5.7)."""
         data = bytearray(int(now * 1000).to_bytes(6) + self.entropy(10))
@@ -128,14 +139,8 @@ async def answered(asked: Deferred[T]) -> T:
     """What the store answers; its errors as those of a port: NotFoundError for what is missing, ConflictError
     for what is there already, UnavailableError for a store that cannot do it now.
     """
-    try:
+    with store_refusals():
         return await asked
-    except MissingError as error:
-        raise NotFoundError(str(error)) from None
-    except ExistsError as error:
-        raise ConflictError(str(error)) from None
-    except (UnwritableStoreError, OverloadedStoreError) as error:
-        raise UnavailableError(str(error)) from None
 
 
 def _left(failure: Failure) -> None:

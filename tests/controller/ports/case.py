@@ -43,7 +43,7 @@ def run(working: Awaitable[T]) -> Deferred[T]:
 class PortCase(StoreCase):
     """`now` is the clock of the ports; hashes are quick ones."""
 
-    def setUp(self) -> None:
+    def setUp(self) -> Any:
         super().setUp()
         self.now = NOON
         self.database = Database(self.directory, cast("IReactorFromThreads", reactor))
@@ -61,7 +61,7 @@ class PortCase(StoreCase):
         # What nobody waits for is at its end before the store is closed.
         self.addCleanup(lambda: self.mover.move())
         self.addCleanup(lambda: self.database.write(lambda connection: None))
-        return cast("None", self.mover.start())
+        return self.mover.start()
 
     def changes(self) -> dict[str, Any]:
         """The ports that stand in place of the doubles."""
