@@ -26,6 +26,10 @@ class Publisher(Protocol):
     def streams(self) -> Mapping[str, Distribution]:
         """How each stream is distributed."""
 
+    @property
+    def problem(self) -> str:
+        """Why nothing new is offered, "" if all is well."""
+
     def enrolled(self, defender: Defender) -> None:
         """A defender is in the fleet, or has other labels."""
 

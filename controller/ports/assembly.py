@@ -1,0 +1,74 @@
+"""All ports of a controller, made of its store, its publisher and its desk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from controller.api.ports import Check, Ports
+from controller.identity.passwords import Passwords
+from controller.login_throttle import LoginThrottle
+from controller.pki.registry import Office
+from controller.ports.accounts import Accounts
+from controller.ports.acts import Acts
+from controller.ports.audit import Audit
+from controller.ports.defenders import Defenders
+from controller.ports.health import Health, Names
+from controller.ports.join_tokens import JoinTokens
+from controller.ports.ledger import Ledger
+from controller.ports.links import Desk, Links
+from controller.ports.listeners import Listeners
+from controller.ports.locks import Locks
+from controller.ports.orders import Orders, Publisher
+from controller.ports.policies import Policies
+from controller.sinks.overview import SinkState
+from controller.store.events import EventStore
+from defender.contract.join_token import pin_of
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the ports stand on. `controller` is the host that the API is reached at, `program` its version.
+
+    `sinks` says how events are forwarded; `checks` are further conditions of being ready. The publisher's
+    own, that what it decided can be kept, is among them without being named.
+    """
+
+    ledger: Ledger
+    events: EventStore
+    passwords: Passwords
+    publisher: Publisher
+    orders: Orders
+    desk: Desk
+    office: Office
+    root: x509.Certificate
+    trust_domain: str
+    controller: str
+    program: str
+    sinks: Callable[[], Iterable[SinkState]] = tuple
+    checks: Sequence[Callable[[], Check]] = ()
+
+
+def make_ports(parts: Parts) -> Ports:
+    """The ports, for `controller.api.app.Api`."""
+    ledger, links = parts.ledger, Links(parts.desk)
+    names = Names(parts.controller, parts.program, parts.trust_domain, pin_of(parts.root).hex())
+
+    def publishing() -> Check:
+        return Check("publisher", not parts.publisher.problem, parts.publisher.problem)
+
+    return Ports(
+        accounts=Accounts(ledger, parts.passwords, LoginThrottle()),
+        defenders=Defenders(ledger, parts.publisher, parts.orders, links, parts.office),
+        listeners=Listeners(ledger, parts.orders),
+        policies=Policies(ledger, parts.orders),
+        locks=Locks(ledger, parts.orders, links),
+        join_tokens=JoinTokens(ledger, parts.root),
+        audit=Audit(ledger, parts.events, parts.sinks),
+        health=Health(
+            ledger, parts.events, links, names, checks=(publishing, *parts.checks), sinks=parts.sinks
+        ),
+        acts=Acts(ledger),
+    )
