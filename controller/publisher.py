@@ -18,6 +18,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Final
 from typing import Protocol as Typed
 
@@ -221,7 +222,7 @@ class Publisher:
             if at is None:
                 found.append((stream, distribution.disconnected(defender, now)))
                 continue
-            held = None if at.number == contract.NOWHERE.number else _held(at)
+            held = _held(at)
             self._stands[defender, stream] = held
             if held is not None:
                 self._note(defender, stream, held)
@@ -248,8 +249,10 @@ class Publisher:
         """What was pushed is in force."""
         if stream not in self.streams:
             return
-        held = _held(position)
         self.window.answered(defender, stream)
+        held = _held(position)
+        if held is None:
+            return  # it took nothing that could have been sent
         self._stands[defender, stream] = held
         self._note(defender, stream, held)
         self.take(stream, self.streams[stream].acked(defender, held, self.now()))
@@ -280,7 +283,9 @@ class Publisher:
             self.take(stream, distribution.disconnected(defender, self.now()))
 
     def _note(self, defender: str, stream: str, held: Held) -> None:
-        """Keep what a defender holds, unless that is kept."""
+        """Keep what a defender holds, unless that is kept, or was never issued."""
+        if held.position > self.streams[stream].highest:
+            return
         if self._known.get((defender, stream)) != held:
             self._known[defender, stream] = self._held[defender, stream] = held
 
@@ -493,7 +498,9 @@ class Publisher:
         positions: dict[str, contract.Position] = {}
         for stream in self.streams:
             at, ours = self._current(defender, stream)
-            if at is not None and at.position.key_epoch == root.key_epoch:
+            if at is None or at.position > self.streams[stream].highest:
+                continue  # what only a defender says was issued is not signed
+            if at.position.key_epoch == root.key_epoch:
                 vouched = vouched and ours
                 positions[stream] = contract.Position(*at.position, at.digest)
                 self._named[defender, stream] = at
@@ -567,7 +574,10 @@ class _Dropping:
             self._publisher.forget(self._stream, line)
 
 
-def _held(at: contract.Position) -> Held:
+def _held(at: contract.Position) -> Held | None:
+    """What a defender says it holds; None for nothing, and for what no bundle can be."""
+    if at.key_epoch < 1 or at.version < 1 or len(at.digest) != len(sha256().digest()):
+        return None
     return Held(Position(*at.number), at.digest)
 
 

@@ -33,6 +33,7 @@ from controller.selection import Defender, Selection
 from controller.store import bundles, defenders, policies
 from controller.store.database import Database
 from controller.store.errors import UnwritableStoreError
+from defender.contract.bundle import Position as Place
 from defender.contract.contents import LocksContent, ModeContent, PolicyContent, TrustContent
 from defender.contract.locks import make_lock
 from defender.contract.trust import LOCKS, MODE, POLICY, STREAMS, TRUST
@@ -493,6 +494,35 @@ class Backups(PublisherCase):
         self.assertEqual(self.texts(host), ["old"])
         self.assertEqual(host.held[POLICY].version, far + 1)
         await self.assertFailure(Deferred.fromCoroutine(orders.go_beyond(POLICY, 2**60)), RolloutError)
+
+    async def test_what_a_host_makes_up_harms_nobody(self) -> None:
+        orders = await self.begin()
+        host, liar = await self.enroll("web1"), await self.enroll("web2")
+        await self.calm()
+        for at in (
+            Place(2**64 - 1, 2**64 - 1, bytes(32)),
+            Place(1, 2**64 - 1, bytes(32)),
+            Place(1, 1, b""),
+            Place(0, 7, b""),
+            Place(1, 1, bytes(32)),
+        ):
+            for stream in STREAMS:
+                liar.held[stream] = at
+            liar.mark = None
+            self.desk.disconnect(liar)
+            self.desk.connect(liar)
+            self.publisher.acked(liar.id, POLICY, 1, at)
+            self.publisher.acked(liar.id, "nothing", 1, at)
+            self.publisher.refused(liar.id, LOCKS, 2**64 - 1, "storage", "", at)
+            self.desk.queue.clear()
+            await self.publisher.kept()
+            self.assertEqual(self.publisher.problem, "")
+        self.publisher.connected(str(uuid.uuid4()), host.positions())
+        await self.publish(orders, "prod", NEW, plan=AT_ONCE)
+        self.desk.disconnect(liar)
+        await self.calm()
+        self.assertEqual(self.texts(host), ["new"])
+        self.assertLess(host.held[POLICY].version, 10)
 
     async def test_a_stop_keeps_what_is_not_kept_yet(self) -> None:
         orders = await self.begin()
