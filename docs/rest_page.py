@@ -34,7 +34,8 @@ shape, at `/api/v1/openapi.json` (OpenAPI 3.1); this page lists what there is.
 - **Too often** is 429, and **cannot now** 503; `Retry-After` says when to come again.
 - **The stream** of events is server-sent events where `Accept` says `text/event-stream`, lines of JSON
   otherwise. Every event carries its position: go on from it with `Last-Event-ID` or `?after=`. What is no
-  longer kept comes as `gap`. A sign of life comes every 15 seconds.
+  longer kept comes as `gap`. A stream that has nothing to tell yet begins with its position, and a sign of
+  life comes every 15 seconds.
 """
 
 

@@ -315,6 +315,9 @@ class Streams:
         writer = StreamWriter(request, clock, limits.stall)
         writer.begin(form.content_type)
         writer.write(form.start())
+        if not batch.items and not batch.lost:
+            # Where it begins: whoever loses the link before the first event goes on from here.
+            writer.write(form.alive(batch.position))
         checked = spoken = clock.seconds()
         try:
             while True:
