@@ -1,4 +1,7 @@
-"""`defenderctl audit`: reads what a defender recorded."""
+"""`defenderctl audit`: reads what a defender recorded.
+
+What speaks with a controller is in `controller.cli.fleet_audit`, and imported when it is used.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,11 @@ from pathlib import Path
 from typing import Final
 
 import click
+from click.core import ParameterSource
 
 from controller.cli.event_table import JsonWriter, TableWriter, Writer, part
+from controller.cli.groups import LazyGroup
+from controller.cli.login import login_file
 from controller.cli.output import complain, json_option, state_option
 from controller.cli.spool_check import verify_spool
 from controller.cli.spool_files import Follower, SpoolFiles, spool_of
@@ -171,9 +177,22 @@ def _event(entry: Entry) -> Event:
     return unpack(record.payload, agent=entry.epoch.agent, epoch=entry.epoch.number, seq=record.seq)
 
 
-@click.group()
+FLEET: Final = {
+    "export": ("controller.cli.fleet_audit:export", "Write the fleet's events to a file."),
+    "search": ("controller.cli.fleet_audit:search", "Search the fleet's events."),
+}
+"""Commands that speak with a controller."""
+
+
+@click.group(cls=LazyGroup, places=FLEET)
 def audit() -> None:
-    """Show what was asked, by whom, and what was decided."""
+    """Show what was asked, by whom, and what was decided.
+
+    \b
+    Examples:
+      defenderctl audit tail -f
+      defenderctl audit search --user 'ci-*' --denied --since 7d
+    """
 
 
 @audit.command(
@@ -200,13 +219,20 @@ def audit() -> None:
 @click.option("--since", type=Since(), help="From this time on: 10m, 2h, 7d ago, or an ISO date and time.")
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each event.")
 @click.option(
+    "--fleet", is_flag=True, help="Of the whole fleet, from the controller where you are signed in."
+)
+@click.option("--defender", "defenders", multiple=True, metavar="GLOB", help="With a fleet: of this one.")
+@click.option("--after", metavar="POSITION", help="With a fleet: go on where another tail has ended.")
+@click.option(
     "--spool",
     "spool",
     type=click.Path(path_type=Path),
     help="Read this directory, or this one segment, instead of the defender's spool.",
 )
 @state_option
+@click.pass_context
 def tail(
+    ctx: click.Context,
     follow: bool,
     lines: int | None,
     users: tuple[str, ...],
@@ -214,16 +240,32 @@ def tail(
     denied: bool,
     since: datetime | None,
     as_json: bool,
+    fleet: bool,
+    defenders: tuple[str, ...],
+    after: str | None,
     spool: Path | None,
     state: Path,
 ) -> None:
     """Show the last events, oldest first.
+
+    Of this host with --state, --spool or $FLEET_STATE. Without them: of the fleet, if you are signed in at a
+    controller (`defenderctl login`); otherwise of this host.
 
     Times are UTC. Patterns know `*` and `?` and do not tell upper case from lower. What is missing or damaged
     is shown in its place. Exit code 1: there is no spool, or something in it is damaged.
     """
     for action in actions:
         _check_action(action)
+    asked_fleet = fleet or bool(defenders) or after is not None
+    if asked_fleet and spool is not None:
+        raise click.UsageError("--spool is about this host; it does not go with --fleet, --defender, --after")
+    said = spool is not None or ctx.get_parameter_source("state") is not ParameterSource.DEFAULT
+    if asked_fleet or (not said and login_file(os.environ).exists()):
+        from controller.cli.fleet_audit import Query, tail_fleet  # it imports Twisted
+
+        query = Query(users, actions, defenders, denied, since)
+        tail_fleet(query, count=lines, after=after or "", follow=follow, as_json=as_json)
+        return
     wanted = Wanted(
         tuple(compile_glob(user) for user in users),
         tuple(compile_glob(action) for action in actions),

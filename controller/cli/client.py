@@ -311,12 +311,13 @@ class Client:
         query: Mapping[str, Any] | None,
         take: Callable[[dict[str, Any]], None],
         interrupted: Callable[[str], None],
+        moved: Callable[[str], None] = lambda position: None,
     ) -> str:
         """Follow a stream through interruptions, from position to position; returns why it ended for good.
 
         `interrupted` is told each time the link is lost, before it is tried again: after 0 to 2 seconds, then
-        to twice as many, at most 30. Nothing is missed: what the controller no longer has comes as an object
-        with `gap`.
+        to twice as many, at most 30. `moved` is told each position, before what is at it is taken. Nothing is
+        missed: what the controller no longer has comes as an object with `gap`.
 
         Raises:
             ClientError: the controller refuses to go on, or cannot be reached the first time.
@@ -329,6 +330,7 @@ class Client:
             delay, reached = 2.0, True
             position = str(line.get("position", position))
             ended = str(line.get("end", ""))
+            moved(position)
             if "event" in line or "gap" in line:
                 take(line)
 

@@ -96,27 +96,48 @@ _COLUMNS: Final = (
     ("RULE", 9, 1),
     ("MS", 7, 0),
 )
+_FLEET_COLUMNS: Final = (
+    ("TIME (UTC)", 14, 0),
+    ("HOST", 10, 1),
+    ("USER", 13, 2),
+    ("ACTION", 19, 1),
+    ("TARGET", 12, 4),
+    ("RESULT", 10, 0),
+    ("RULE", 8, 1),
+    ("MS", 7, 0),
+)
+_HOST: Final = 1
+"""The place of the column that only a fleet's table has."""
 
 
 class TableWriter:
-    """Prints for people: aligned, colored on a terminal, 100 columns or as many as that has."""
+    """Prints for people: aligned, colored on a terminal, 100 columns or as many as that has.
 
-    def __init__(self) -> None:
+    `fleet`: with a column for the host, since the events are of many.
+    """
+
+    def __init__(self, *, fleet: bool = False) -> None:
+        self._fleet = fleet
+        self._columns = _FLEET_COLUMNS if fleet else _COLUMNS
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A name must not end the command where the locale lacks it.
             sys.stdout.reconfigure(errors="replace")
         tty = sys.stdout.isatty()
         width = max(shutil.get_terminal_size((MAX_WIDTH, 24)).columns, MAX_WIDTH) if tty else MAX_WIDTH
         self._console = Console(file=sys.stdout, highlight=False, emoji=False, soft_wrap=True, width=width)
-        spare = width - sum(least for _, least, _ in _COLUMNS) - (len(_COLUMNS) - 1)
-        shares = sum(share for _, _, share in _COLUMNS)
-        self._widths = [least + spare * share // shares for _, least, share in _COLUMNS]
+        spare = width - sum(least for _, least, _ in self._columns) - (len(self._columns) - 1)
+        shares = sum(share for _, _, share in self._columns)
+        self._widths = [least + spare * share // shares for _, least, share in self._columns]
         self._headed = False
 
     def event(self, event: Event) -> None:
         """Print one row."""
         result, style = _result(event)
-        self._row(_cells(event, result), ["dim", "", "", "", style, "dim", "dim"])
+        cells, styles = _cells(event, result), ["dim", "", "", "", style, "dim", "dim"]
+        if self._fleet:
+            cells.insert(_HOST, str(event.get("agent", "")))
+            styles.insert(_HOST, "")
+        self._row(cells, styles)
 
     def finding(self, finding: Finding, agent: str, micros: int) -> None:
         """Print a row, and below it, where a row has no room, what it is about."""
@@ -129,15 +150,17 @@ class TableWriter:
             "",
             "",
         ]
+        if self._fleet:
+            cells.insert(_HOST, agent)
         style = "dim" if finding.harmless else "bold red"
-        self._row(cells, [style] * len(_COLUMNS))
+        self._row(cells, [style] * len(cells))
         self._console.print(Text(f"  {visible(describe(finding))}", style=style))
 
     def _row(self, cells: list[str], styles: list[str]) -> None:
         if not self._headed:
             self._headed = True
-            names = [name for name, _, _ in _COLUMNS]
-            self._console.print(_row(names, self._widths, ["bold"] * len(_COLUMNS)))
+            names = [name for name, _, _ in self._columns]
+            self._console.print(_row(names, self._widths, ["bold"] * len(names)))
         self._console.print(_row(cells, self._widths, styles))
 
 
