@@ -31,6 +31,7 @@ from controller.distribution import Distribution
 from controller.mode_stream import ModeStream
 from controller.pki.signing import SigningKeys
 from controller.policy_stream import PolicyStream
+from controller.publisher_snapshots import HOST_CODES, Snapshots
 from controller.publisher_steps import (
     ALL,
     Authorities,
@@ -44,7 +45,6 @@ from controller.publisher_steps import (
 )
 from controller.push_window import Push, PushWindow
 from controller.releases import (
-    NOTHING,
     Aborted,
     Ahead,
     Command,
@@ -64,17 +64,13 @@ from controller.releases import (
 from controller.selection import Defender
 from controller.store.database import Database
 from defender.contract import bundle as contract
-from defender.contract.message_bytes import push_frames, snapshot_frame
-from defender.contract.snapshot import Snapshot, sign_snapshot
+from defender.contract.message_bytes import push_frames
 from defender.contract.trust import LOCKS, MODE, POLICY, STREAMS, TRUST
 
-#: Seconds between two snapshots for a defender, and that one is shared by all to whom it applies.
+#: Seconds between two snapshots for a defender.
 SHOW_EVERY: Final = 300.0
-SHARE_FOR: Final = 5.0
 #: Seconds between two looks at what is due.
 SWEEP: Final = 1.0
-#: Refusals that speak of the host, not of the bundle: it may hold its number all the same.
-HOST_CODES: Final = frozenset({"storage", "not-activated"})
 
 
 class Desk(Typed):
@@ -134,8 +130,7 @@ class Publisher:
             POLICY: self.policies.stream,
             MODE: self.modes.stream,
         }
-        self._stands: dict[tuple[str, str], Held | None] = {}
-        self._named: dict[tuple[str, str], Held] = {}
+        self._snapshots = Snapshots(self.streams, keys, wall)
         self._known: dict[tuple[str, str], Held] = {}
         self._barred: set[tuple[str, Position]] = set()
         self._bundles: dict[str, dict[Position, _Bundle]] = {stream: {} for stream in STREAMS}
@@ -146,7 +141,6 @@ class Publisher:
         self._keeping = False
         self._idle: list[Deferred[None]] = []
         self._due: dict[str, float] = {}
-        self._shared: dict[Any, tuple[float, bytes]] = {}
         self._sweeper = LoopingCall(self.sweep)
         self._sweeper.clock = reactor
 
@@ -223,7 +217,7 @@ class Publisher:
                 found.append((stream, distribution.disconnected(defender, now)))
                 continue
             held = _held(at)
-            self._stands[defender, stream] = held
+            self._snapshots.stands(defender, stream, held)
             if held is not None:
                 self._note(defender, stream, held)
             found.append((stream, distribution.connected(defender, held, now)))
@@ -253,7 +247,7 @@ class Publisher:
         held = _held(position)
         if held is None:
             return  # it took nothing that could have been sent
-        self._stands[defender, stream] = held
+        self._snapshots.stands(defender, stream, held)
         self._note(defender, stream, held)
         self.take(stream, self.streams[stream].acked(defender, held, self.now()))
         if stream == TRUST:
@@ -293,9 +287,7 @@ class Publisher:
         """A session is over, or another one takes its place."""
         self.window.gone(defender)
         self._due.pop(defender, None)
-        for stream in STREAMS:
-            self._stands.pop((defender, stream), None)
-            self._named.pop((defender, stream), None)
+        self._snapshots.left(defender)
 
     def enrolled(self, defender: Defender) -> None:
         """A defender is in the fleet, or has another name or other labels; raises SelectionError."""
@@ -327,7 +319,6 @@ class Publisher:
         self._dirty[issued.stream, issued.line] = None
         self.take(issued.stream, commands)
         self._prune(issued.stream)
-        self._shared.clear()
 
     def renewed(self, found: Iterable[Issued]) -> None:
         """Lines were signed again: other locks, other keys or authorities."""
@@ -488,52 +479,11 @@ class Publisher:
         for who in [who for who, due in self._due.items() if due <= now]:
             self._show(who)
 
-    # -- snapshots
-
     def _show(self, defender: str) -> None:
         """Say what is current for a defender, signed."""
         now = self.now()
-        root = self.issuer.keys.root
-        vouched = True
-        positions: dict[str, contract.Position] = {}
-        for stream in self.streams:
-            at, ours = self._current(defender, stream)
-            if at is None or at.position > self.streams[stream].highest:
-                continue  # what only a defender says was issued is not signed
-            if at.position.key_epoch == root.key_epoch:
-                vouched = vouched and ours
-                positions[stream] = contract.Position(*at.position, at.digest)
-                self._named[defender, stream] = at
-        # What only the defender says is vouched for to nobody else.
-        audience: str | tuple[str, ...] = contract.EVERYONE if vouched else (defender,)
-        key = (audience, tuple(positions.items()))
-        known = self._shared.get(key)
-        if known is None or known[0] <= now:
-            self._shared = {each: one for each, one in self._shared.items() if one[0] > now}
-            snapshot = Snapshot(
-                root.fleet, root.trust_domain, int(self.issuer.wall() * 1000), positions, audience
-            )
-            frame = snapshot_frame(sign_snapshot(snapshot, [self.issuer.keys.snapshot]))
-            known = self._shared[key] = (now + SHARE_FOR, frame)
         self._due[defender] = now + SHOW_EVERY
-        self._desk.show(defender, known[1])
-
-    def _current(self, defender: str, stream: str) -> tuple[Held | None, bool]:
-        """What a defender should stand at, never below what it says or was shown; and whether that is what
-        was decided here."""
-        distribution = self.streams[stream]
-        line = distribution.line_of(defender)
-        # A host without marks took those of the snapshot that it was shown before.
-        known = (self._stands.get((defender, stream)), self._named.get((defender, stream)))
-        held = max((each for each in known if each), key=lambda each: each.position, default=None)
-        release = distribution.desired(defender)
-        if line is not None and release is None:
-            standing, refusal = distribution.standing(defender)
-            if standing is Standing.REFUSED and refusal is not None and refusal.code in HOST_CODES:
-                release = distribution.state(line).release
-        if release is not None and release.position >= (held.position if held else NOTHING):
-            return Held(release.position, release.digest), True
-        return held, False
+        self._desk.show(defender, self._snapshots.frame(defender, now))
 
     # -- small
 

@@ -38,6 +38,7 @@ SHELL_NAMES = words("""
     descriptor poll openssl
     watch forwarding trail
     folder disk joining host member steering desk founding front publisher publisher_orders publisher_steps
+    publisher_snapshots
     follower https peer_tls syslog_tls
 """)
 
