@@ -341,7 +341,7 @@ def search(lines: int, oldest: bool, as_json: bool, **given: Any) -> None:
 
 @click.command(
     epilog="\b\nExamples:\n  defenderctl audit export --since 2026-11-01 --until 2026-12-01 --out nov.jsonl\n"
-    "  defenderctl audit export --format csv --denied > denied.csv"
+    "  defenderctl audit export --format csv --denied --out denied.csv"
 )
 @click.option("--format", "form", type=click.Choice(("jsonl", "csv")), default="jsonl", show_default=True)
 @click.option(

@@ -1,6 +1,7 @@
 """`defenderctl policy`: check a policy file and explain its decisions, with the defender's own code.
 
-What speaks with a controller is in `controller.cli.fleet_policy`, and imported when it is used.
+What speaks with a controller is in `controller.cli.fleet_policy` and `fleet_policy_view`, and imported when
+it is used.
 """
 
 from __future__ import annotations
@@ -41,16 +42,17 @@ policy_file = click.argument(
 
 
 _PLACE: Final = "controller.cli.fleet_policy"
+_VIEW: Final = "controller.cli.fleet_policy_view"
 FLEET: Final = {
     "abort": (f"{_PLACE}:abort", "Give up a rollout; who has the version keeps it."),
-    "diff": (f"{_PLACE}:diff", "Compare a file, a draft or versions with what is published."),
+    "diff": (f"{_VIEW}:diff", "Compare a file, a draft or versions with what is published."),
     "halt": (f"{_PLACE}:halt", "Halt a rollout."),
-    "history": (f"{_PLACE}:history", "List the published versions."),
+    "history": (f"{_VIEW}:history", "List the published versions."),
     "publish": (f"{_PLACE}:publish", "Publish a policy to the fleet, in waves."),
     "resume": (f"{_PLACE}:resume", "Go on with a rollout that is halted."),
     "rollback": (f"{_PLACE}:rollback", "Publish an old version's content again."),
-    "show": (f"{_PLACE}:show", "Print the text of a published policy."),
-    "status": (f"{_PLACE}:status", "Show how far the newest version is, and who refused it."),
+    "show": (f"{_VIEW}:show", "Print the text of a published policy."),
+    "status": (f"{_VIEW}:status", "Show how far the newest version is, and who refused it."),
 }
 """Commands that speak with a controller."""
 

@@ -128,6 +128,8 @@ class TokenTests(FleetTestCase):
                 "comment": "new",
             },
         )
+        said = self.run_command("tokens", "create").stderr
+        self.assertIn("twistd defender --controller localhost:8084 --join-token TOKEN", said)
         self.assertIn("longer than 30 days", self.bad("tokens", "create", "--expires", "31d", code=2))
 
     def test_list_and_revoke(self) -> None:
