@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ SILENCE: Final = 45.0
 
 MAX_ANSWER: Final = 64 * 1024 * 1024
 MAX_LINE: Final = 8 * 1024 * 1024
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 _T = TypeVar("_T")
 
@@ -484,9 +487,13 @@ def run(login: Login, main: Callable[[Client], Awaitable[_T]]) -> _T:
         Deferred.fromCoroutine(coroutine).addBoth(keep)
 
     reactor.callWhenRunning(begin)
+    # The reactor leaves its own behind: Ctrl-C at a question that follows would go to nobody.
+    kept = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         reactor.run()
     finally:
+        for number, action in kept.items():
+            signal.signal(number, action)
         reactor.disconnectAll()
     if not outcome:
         raise KeyboardInterrupt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -27,6 +28,11 @@ class CommonTests(FleetTestCase):
         self.sign_in(only("status.read"))
         self.good("status")
         self.assertIn("locks.read", self.bad("lock", "list"))
+
+    def test_ctrl_c_is_free_again_afterwards(self) -> None:
+        before = signal.getsignal(signal.SIGINT)
+        self.good("status")
+        self.assertIs(signal.getsignal(signal.SIGINT), before)
 
     def test_nobody_there(self) -> None:
         self.server.stop()
