@@ -74,6 +74,14 @@ def kills(count: int) -> Result:
     return Result([Check(f"{count} kills", done.returncode == 0, found)])
 
 
+def held(name: str, phase: Callable[[], Result]) -> Result:
+    """What a phase found; one that could not go on has failed, and says nothing against the others."""
+    try:
+        return phase()
+    except (AssertionError, EngineError, RefusedError, WorkError, OSError) as error:
+        return Result([Check(f"{name}: to the end", False, f"{type(error).__name__}: {error}")])
+
+
 def options_parser() -> argparse.ArgumentParser:
     """The command line."""
     words = "\n".join(f"  {name:12} {text}" for name, text in PHASES.items())
@@ -134,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in PHASES:
             if name in chosen:
                 began = time.monotonic()
-                results[name] = result = phases[name]()
+                results[name] = result = held(name, phases[name])
                 progress.end()
                 print(f"\n{name}: {(time.monotonic() - began) / 60:.1f} min\n")
                 if result.text:
@@ -144,10 +152,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("soak: interrupted", file=sys.stderr)
         return 130
-    except (AssertionError, EngineError, RefusedError, WorkError, OSError) as error:
-        progress.end()
-        print(f"soak: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
     bad = [check for result in results.values() for check in result.checks if not check.ok]
     if options.json:
         written = {

@@ -17,11 +17,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.soak.crowd import Crowd, RefusedError, connect_unix
 from tests.soak.ledger import SHOWN, Ledger
-from tests.soak.run import main
+from tests.soak.mixed import Result
+from tests.soak.run import held, main
 from tests.soak.samples import Sample, descriptors, engine_side, quantiles, slope
 from tests.soak.verdict import (
     GROWTH,
     RISE,
+    Check,
     audit_checks,
     count_checks,
     descriptor_checks,
@@ -330,3 +332,15 @@ class CommandLineTests(SynchronousTestCase):
                 main(arguments)
             self.assertEqual(ended.exception.code, 2)
             self.assertIn(words, said.getvalue())
+
+    def test_a_phase_that_cannot_go_on_has_failed(self) -> None:
+        """The others have their report all the same."""
+
+        def broken() -> Result:
+            raise WorkError("the Engine is gone")
+
+        (check,) = held("mixed", broken).checks
+        self.assertEqual((check.name, check.ok), ("mixed: to the end", False))
+        self.assertIn("the Engine is gone", check.found)
+        good = Result([Check("mixed", True, "")])
+        self.assertIs(held("mixed", lambda: good), good)
