@@ -28,6 +28,7 @@ from controller.pki.custody import CustodyError
 from controller.pki.enrollment import Enrollment
 from controller.pki.registry import Issuance, Office
 from controller.pki.renewals import Turned
+from controller.selection import Defender
 from controller.store import defenders
 from controller.store.database import Database
 from controller.store.errors import MissingError, OverloadedStoreError, UnwritableStoreError
@@ -55,6 +56,9 @@ AGAIN: Final = 30.0
 
 class Publisher(Typed):
     """Decides what each defender should have; `controller.publisher.Publisher` is one."""
+
+    def enrolled(self, defender: Defender) -> None:
+        """A defender is in the fleet, with this name and these labels; said each time that it comes."""
 
     def connected(self, defender: str, positions: Mapping[str, Position]) -> None:
         """A defender is there, and this is what it has in force."""
@@ -178,7 +182,7 @@ class Desk(Service):
         )
         admitting.addErrback(lambda failure: self.log.failure("a session is at a standstill", failure))
 
-    def _admitted(self, answer: int | Turned, visit: Visit, hello: Hello) -> None:
+    def _admitted(self, answer: tuple[int, Defender] | Turned, visit: Visit, hello: Hello) -> None:
         identity, session = visit.identity, visit.session
         if identity is None or session is None or session.is_closed:
             return
@@ -192,8 +196,9 @@ class Desk(Service):
             )
             visit.refuse("refused", f"{answer.code}: {answer.detail}")
             return
+        generation, defender = answer
         older = self.visits.get(identity.identifier)
-        if older is not None and older.session is not None and older.session.generation > answer:
+        if older is not None and older.session is not None and older.session.generation > generation:
             visit.say(session.supersede())
             return
         if older is not None and older.session is not None:
@@ -204,13 +209,14 @@ class Desk(Service):
         visit.say(
             session.welcome(
                 self._reactor.seconds(),
-                generation=answer,
+                generation=generation,
                 version=self._version,
                 time=int(self._clock() * 1e6),
                 cursor=Cursor(at.epoch, at.seq, at.chain) if at is not None and at.seq else None,
             )
         )
         assert self.publisher is not None
+        self.publisher.enrolled(defender)
         self.publisher.connected(identity.identifier, hello.positions)
 
     def _not_admitted(self, failure: Failure, visit: Visit) -> None:
@@ -308,12 +314,17 @@ class Desk(Service):
 
 def _admit(
     connection: sqlite3.Connection, office: Office, identity: Any, program: str, source: str, now: int
-) -> int | Turned:
-    """The number of a new session, or why there is none."""
+) -> tuple[int, Defender] | Turned:
+    """The number of a new session and whose it is, or why there is none. Raises MissingError."""
     outcome = registry.shown(connection, office, identity, now)
     if isinstance(outcome, Turned):
         return outcome
     row = defenders.find(connection, identity.identifier)
-    if row is not None and row.lock:
+    if row is None:
+        raise MissingError(f"there is no defender {identity.identifier}")
+    if row.lock:
         return Turned("locked", "this defender is locked; an administrator has to look at it")
-    return defenders.begin_session(connection, identity.identifier, now=now, address=source, program=program)
+    number = defenders.begin_session(
+        connection, identity.identifier, now=now, address=source, program=program
+    )
+    return number, Defender(row.id, row.name, row.labels)

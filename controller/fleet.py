@@ -117,6 +117,10 @@ class Fleet:
 
     # -- what is there
 
+    def knows(self, defender: Defender) -> bool:
+        """Whether this defender is there, with this name and these labels."""
+        return self._defenders.get(defender.id) == defender
+
     def defenders(self, selection: Selection | None = None) -> tuple[Defender, ...]:
         """Those that are selected, or all, by name."""
         everybody = sorted(self._defenders.values(), key=lambda each: (each.name.casefold(), each.id))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from cryptography import x509
@@ -12,7 +12,7 @@ from OpenSSL import SSL
 # The list of groups: pyOpenSSL has no method for it.
 from OpenSSL._util import lib
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
@@ -22,6 +22,10 @@ CIPHERS_12: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!PSK:!SRP"
 """TLS 1.2, for tools that have no newer one: forward secrecy and authenticated encryption only."""
 GROUPS: Final = b"X25519:P-256"
 ALPN: Final = b"http/1.1"
+BACKLOG: Final = 512
+
+Opened = Callable[[str, Any, int], Any]
+"""Opens a port: `controller.supervision.sockets.PassedSockets.listen`."""
 
 
 def https_context(chain: Sequence[x509.Certificate], key: ec.EllipticCurvePrivateKey) -> SSL.Context:
@@ -60,14 +64,16 @@ class _Creator:
 class Front(Service):
     """Serves ``site``, a factory of HTTP connections, at ``listen`` (``IP:PORT``, IPv6 in brackets).
 
-    `context` may be replaced, for connections that come after; `port` is the one that was opened.
+    `context` may be replaced, for connections that come after; `port` is the one that was opened, 0 while
+    none is. ``opened`` opens a port: it takes the address, a factory, and how many connections may wait.
     """
 
-    def __init__(self, reactor: Any, listen: str, context: SSL.Context, site: Any) -> None:
+    def __init__(self, reactor: Any, listen: str, context: SSL.Context, site: Any, opened: Opened) -> None:
         self.setName("https")
         self.port = 0
         self._reactor = reactor
         self._listen = listen
+        self._opened = opened
         self._site = site
         self._creator = _Creator(context)
         self._listening: Any = None
@@ -82,15 +88,16 @@ class Front(Service):
         self._creator.context = context
 
     def startService(self) -> None:
-        """Listen; raises CannotListenError."""
+        """Listen; raises PassedSocketError."""
         super().startService()
-        host, _, port = self._listen.rpartition(":")
         factory = TLSMemoryBIOFactory(self._creator, False, self._site, clock=self._reactor)
         factory.noisy = False
-        self._listening = self._reactor.listenTCP(int(port), factory, 512, host.strip("[]"))
+        self._listening = self._opened(self._listen, factory, BACKLOG)
         self.port = self._listening.getHost().port
 
     def stopService(self) -> Deferred[None]:
         """Take no more connections."""
         super().stopService()
-        return maybeDeferred(self._listening.stopListening)
+        self.port = 0
+        listening, self._listening = self._listening, None
+        return succeed(None) if listening is None else maybeDeferred(listening.stopListening)

@@ -1,4 +1,4 @@
-"""How often somebody may try to sign in: 5 times a minute for each user, 20 for each address.
+"""How often somebody may try to sign in: 5 times a minute for each user, 20 for each address, unless set.
 
 Counted before a password is looked at, whether or not there is such a user, so that neither the answer nor
 its time tells who exists. Memory is bounded: while a table is full, names and addresses that are not in it
@@ -59,9 +59,11 @@ class _Table:
 class LoginThrottle:
     """See the module; `now` is a clock in seconds that never goes back."""
 
-    def __init__(self, entries: int = MAX_ENTRIES) -> None:
-        self._users = _Table(PER_USER, entries)
-        self._addresses = _Table(PER_ADDRESS, entries)
+    def __init__(
+        self, entries: int = MAX_ENTRIES, *, per_user: int = PER_USER, per_address: int = PER_ADDRESS
+    ) -> None:
+        self._users = _Table(per_user, entries)
+        self._addresses = _Table(per_address, entries)
 
     def attempt(self, user: str, address: str, now: float) -> int:
         """Count a try; 0 if it may be made, else the whole seconds after which the next one may.

@@ -291,6 +291,8 @@ class Publisher:
 
     def enrolled(self, defender: Defender) -> None:
         """A defender is in the fleet, or has another name or other labels; raises SelectionError."""
+        if self.policies.fleet.knows(defender):
+            return
         now = self.now()
         self.take(POLICY, self.policies.enrolled(defender, now))
         for stream in (TRUST, LOCKS):

@@ -88,14 +88,12 @@ class HttpsSettings:
     """The REST API and the console, for people."""
 
     listen: str = field(metadata=about(ADDRESS, "Where HTTPS is served.", default="0.0.0.0:8083", fixed=True))
-    session_life: float = field(
-        metadata=about(seconds(5 * _MINUTE, 7 * _DAY), "How long a sign-in lasts.", default=8 * _HOUR)
-    )
     body_bytes: int = field(
         metadata=about(
             count(16 * 1024, 64 * 1024 * 1024, "bytes"),
             "Largest request body; policies may be as large as a bundle allows.",
             default=4 * 1024 * 1024,
+            fixed=True,
         )
     )
 
@@ -108,7 +106,9 @@ class ChannelSettings:
         metadata=about(ADDRESS, "Where the channel is served.", default="0.0.0.0:8084", fixed=True)
     )
     connections: int = field(
-        metadata=about(count(1, 1_000_000), "Most defenders connected at one time.", default=20_000)
+        metadata=about(
+            count(1, 1_000_000), "Most defenders connected at one time.", default=20_000, fixed=True
+        )
     )
     accepted_per_second: int = field(
         metadata=about(
@@ -116,15 +116,19 @@ class ChannelSettings:
             "Connections that are taken in a second, before TLS; the others wait in the kernel. A fleet that "
             "comes back at once is served at this rate.",
             default=300,
+            fixed=True,
         )
     )
     pending_per_address: int = field(
         metadata=about(
-            count(1, 10_000), "Most connections of one address that have not said who they are.", default=64
+            count(1, 10_000),
+            "Most connections of one address that have not said who they are.",
+            default=64,
+            fixed=True,
         )
     )
     handshake_timeout: float = field(
-        metadata=about(seconds(0.1, 600), "Longest TLS handshake and greeting.", default=10.0)
+        metadata=about(seconds(0.1, 600), "Longest TLS handshake and greeting.", default=10.0, fixed=True)
     )
 
 
@@ -137,20 +141,16 @@ class EnrollmentSettings:
             seconds(_MINUTE, 30 * _DAY),
             "How long a join token can be used, unless it says so.",
             default=_HOUR,
+            fixed=True,
         )
     )
     approval: str = field(
         metadata=about(
             choice("automatic", "queue"),
-            "`automatic`: a good token is enough. `queue`: an operator approves each host as well.",
+            "`automatic`: a good token is enough, unless it says otherwise. `queue`: an operator approves "
+            "each host as well.",
             default="automatic",
-        )
-    )
-    certificate_life: float = field(
-        metadata=about(
-            seconds(_HOUR, 90 * _DAY),
-            "How long a defender's certificate lasts; it is renewed at half of that.",
-            default=7 * _DAY,
+            fixed=True,
         )
     )
 
@@ -159,18 +159,23 @@ class EnrollmentSettings:
 class RolloutSettings:
     """How a policy goes out to the fleet."""
 
-    first: int = field(metadata=about(count(1, 1000, "defenders"), "Size of the first wave.", default=1))
+    first: int = field(
+        metadata=about(count(1, 1000, "defenders"), "Size of the first wave.", default=1, fixed=True)
+    )
     second_percent: int = field(
         metadata=about(
-            count(1, 100, "percent"), "Size of the second wave; the third is everyone.", default=10
+            count(1, 100, "percent"),
+            "Size of the second wave; the third is everyone.",
+            default=10,
+            fixed=True,
         )
     )
     patience: float = field(
         metadata=about(
             seconds(1, _HOUR),
-            "How long a wave waits for the answers of connected defenders before the next one begins "
-            "without them.",
-            default=30.0,
+            "How long a wave waits for the answers of connected defenders before the rollout is halted.",
+            default=60.0,
+            fixed=True,
         )
     )
 
@@ -191,10 +196,12 @@ class AccountSettings:
     """People and machines that may steer the fleet."""
 
     logins_per_user: int = field(
-        metadata=about(count(1, 1000), "Attempts to sign in as one user in a minute.", default=5)
+        metadata=about(count(1, 1000), "Attempts to sign in as one user in a minute.", default=5, fixed=True)
     )
     logins_per_address: int = field(
-        metadata=about(count(1, 100_000), "Attempts to sign in from one address in a minute.", default=20)
+        metadata=about(
+            count(1, 100_000), "Attempts to sign in from one address in a minute.", default=20, fixed=True
+        )
     )
 
 

@@ -39,7 +39,7 @@ SHELL_NAMES = words("""
     watch forwarding trail
     folder disk joining host member steering desk founding front publisher publisher_orders publisher_steps
     publisher_snapshots
-    follower https peer_tls syslog_tls
+    follower https peer_tls syslog_tls announcements chores
 """)
 
 CONTROLLER_SHELL_FOLDERS = words("cli pki store api console channel identity ports supervision")

@@ -31,6 +31,9 @@ SWEEP = 1.0
 BACKLOG = 4096
 #: Part of a second's connections that may be taken at once.
 BURST = 0.25
+Opened = Callable[[str, Any, int], Any]
+"""Opens a port: `controller.supervision.sockets.PassedSockets.listen`."""
+
 #: Seconds that a goodbye may take.
 GOODBYE = 3.0
 
@@ -38,12 +41,15 @@ GOODBYE = 3.0
 class Reception(Service):
     """See the module. `visits` are the connections there are; those with an `identity` are defenders.
 
-    `refused` counts connections that were turned away, by reason.
+    `refused` counts connections that were turned away, by reason. `port` is the one that was opened, 0 while
+    none is. ``opened`` opens a port: it takes the address, a factory, and how many connections may wait.
     """
 
     log = Logger()
 
-    def __init__(self, reactor: Any, settings: ChannelSettings, context: SSL.Context, desk: Desk) -> None:
+    def __init__(
+        self, reactor: Any, settings: ChannelSettings, context: SSL.Context, desk: Desk, opened: Opened
+    ) -> None:
         self.setName("channel")
         self.visits: set[Visit] = set()
         self.refused: Counter[str] = Counter()
@@ -51,6 +57,7 @@ class Reception(Service):
         self.reactor = reactor
         self._settings = settings
         self._desk = desk
+        self._opened = opened
         self._creator = ConnectionCreator(context)
         self._listening: Any = None
         self._unproven: Counter[str] = Counter()
@@ -72,12 +79,11 @@ class Reception(Service):
     # -- service
 
     def startService(self) -> None:
-        """Listen; raises CannotListenError."""
+        """Listen; raises PassedSocketError."""
         super().startService()
-        host, _, port = self._settings.listen.rpartition(":")
         self._filled = self.reactor.seconds()
         factory = _Port(self._creator, self)
-        self._listening = self.reactor.listenTCP(int(port), factory, BACKLOG, host.strip("[]"))
+        self._listening = self._opened(self._settings.listen, factory, BACKLOG)
         self._listening.numberAccepts = max(1, int(self._tokens))
         self.port = self._listening.getHost().port
         self._sweeper.start(SWEEP, now=False).addErrback(
@@ -92,7 +98,9 @@ class Reception(Service):
         self._resume = None
         if self._sweeper.running:
             self._sweeper.stop()
-        stopping = maybeDeferred(self._listening.stopListening) if self._listening is not None else None
+        self.port = 0
+        listening, self._listening = self._listening, None
+        stopping = maybeDeferred(listening.stopListening) if listening is not None else None
         window = return_window(len(self.visits))
         now = self.reactor.seconds()
         for visit in list(self.visits):

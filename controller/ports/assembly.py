@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography import x509
 
@@ -11,6 +11,7 @@ from controller.api.ports import Check, Ports
 from controller.identity.passwords import Passwords
 from controller.login_throttle import LoginThrottle
 from controller.pki.registry import Office
+from controller.pki.tokens import LIFE
 from controller.ports.accounts import Accounts
 from controller.ports.acts import Acts
 from controller.ports.audit import Audit
@@ -23,6 +24,7 @@ from controller.ports.listeners import Listeners
 from controller.ports.locks import Locks
 from controller.ports.orders import Orders, Publisher
 from controller.ports.policies import Policies
+from controller.releases import GRADUAL, Plan
 from controller.sinks.overview import SinkState
 from controller.store.events import EventStore
 from defender.contract.join_token import pin_of
@@ -33,7 +35,8 @@ class Parts:
     """What the ports stand on. `controller` is the host that the API is reached at, `program` its version.
 
     `sinks` says how events are forwarded; `checks` are further conditions of being ready. The publisher's
-    own, that what it decided can be kept, is among them without being named.
+    own, that what it decided can be kept, is among them without being named. `token_life` (seconds) and
+    `approval` are those of join tokens, `gradual` is how policies go out.
     """
 
     ledger: Ledger
@@ -49,6 +52,10 @@ class Parts:
     program: str
     sinks: Callable[[], Iterable[SinkState]] = tuple
     checks: Sequence[Callable[[], Check]] = ()
+    throttle: LoginThrottle = field(default_factory=LoginThrottle)
+    token_life: int = LIFE
+    approval: bool = False
+    gradual: Plan = GRADUAL
 
 
 def make_ports(parts: Parts) -> Ports:
@@ -60,12 +67,12 @@ def make_ports(parts: Parts) -> Ports:
         return Check("publisher", not parts.publisher.problem, parts.publisher.problem)
 
     return Ports(
-        accounts=Accounts(ledger, parts.passwords, LoginThrottle()),
+        accounts=Accounts(ledger, parts.passwords, parts.throttle),
         defenders=Defenders(ledger, parts.publisher, parts.orders, links, parts.office),
         listeners=Listeners(ledger, parts.orders),
-        policies=Policies(ledger, parts.orders),
+        policies=Policies(ledger, parts.orders, parts.gradual),
         locks=Locks(ledger, parts.orders, links),
-        join_tokens=JoinTokens(ledger, parts.root),
+        join_tokens=JoinTokens(ledger, parts.root, life=parts.token_life, approval=parts.approval),
         audit=Audit(ledger, parts.events, parts.sinks),
         health=Health(
             ledger, parts.events, links, names, checks=(publishing, *parts.checks), sinks=parts.sinks

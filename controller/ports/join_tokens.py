@@ -24,11 +24,19 @@ _POINTERS: Final = {"life": "/expires_in", "max_uses": "/uses"}
 
 
 class JoinTokens:
-    """`controller.api.ports.JoinTokens`; `root` is the fleet's, which the tokens pin."""
+    """`controller.api.ports.JoinTokens`; `root` is the fleet's, which the tokens pin.
 
-    def __init__(self, ledger: Ledger, root: x509.Certificate) -> None:
+    `life` is that of tokens which do not say theirs, in seconds; with `approval` an operator agrees to every
+    host, whatever its token says.
+    """
+
+    def __init__(
+        self, ledger: Ledger, root: x509.Certificate, *, life: int = LIFE, approval: bool = False
+    ) -> None:
         self._ledger = ledger
         self._root = root
+        self._life = life
+        self._approval = approval
 
     async def join_tokens(self, page: PageWish) -> Json:
         """`JoinTokenPage`, the newest first."""
@@ -51,12 +59,12 @@ class JoinTokens:
             kept = store_token(
                 token,
                 now=now,
-                life=wanted.get("expires_in", LIFE),
+                life=wanted.get("expires_in", self._life),
                 max_uses=wanted.get("uses", 1),
                 networks=tuple(wanted.get("networks", ())),
                 labels=wanted.get("labels", {}),
                 names=tuple(wanted.get("names", ())),
-                approval=wanted.get("approval", False),
+                approval=self._approval or wanted.get("approval", False),
                 created_by=actor.user,
                 comment=wanted.get("comment", ""),
             )

@@ -9,7 +9,7 @@ from typing import Any
 from controller import publishing
 from controller.api.ports import Actor, ConflictError, Expected, Json, NotFoundError, PageWish
 from controller.api.shapes import moment
-from controller.distribution import GRADUAL, RolloutError
+from controller.distribution import RolloutError
 from controller.fleet import Target
 from controller.ports.explaining import checked, explained
 from controller.ports.ledger import Ledger
@@ -18,7 +18,7 @@ from controller.ports.paging import made_up, part
 from controller.ports.refusals import refusals
 from controller.ports.rollouts import show_step
 from controller.publishing import Draft, PolicyState, Version
-from controller.releases import AT_ONCE
+from controller.releases import AT_ONCE, GRADUAL, Plan
 from controller.rollout_view import STATES, counts
 from controller.selection import Selection
 from controller.store import policies
@@ -28,11 +28,12 @@ from defender.contract.trust import POLICY
 
 class Policies:
     """`controller.api.ports.Policies`. Texts are looked at in the store's reading threads: one of a MiB takes
-    a while."""
+    a while. `gradual` is how a version goes out unless all are to have it at once."""
 
-    def __init__(self, ledger: Ledger, orders: Orders) -> None:
+    def __init__(self, ledger: Ledger, orders: Orders, gradual: Plan = GRADUAL) -> None:
         self._ledger = ledger
         self._orders = orders
+        self._gradual = gradual
 
     # -- what there is
 
@@ -181,7 +182,7 @@ class Policies:
                 name,
                 actor.user,
                 comment=comment,
-                plan=GRADUAL if wanted.get("waves", True) else AT_ONCE,
+                plan=self._gradual if wanted.get("waves", True) else AT_ONCE,
                 admits=expected.admits,
                 record=self._ledger.record(actor, "policy_publish", name, comment),
             )
@@ -198,7 +199,7 @@ class Policies:
                 wanted["version"],
                 actor.user,
                 comment=comment,
-                plan=GRADUAL if wanted.get("waves", True) else AT_ONCE,
+                plan=self._gradual if wanted.get("waves", True) else AT_ONCE,
                 admits=expected.admits,
                 record=self._ledger.record(actor, "policy_rollback", name, comment),
             )

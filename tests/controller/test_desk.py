@@ -24,6 +24,7 @@ from controller.pki.kept import add_token
 from controller.pki.registry import Notice, Office
 from controller.pki.signing import SigningKeys
 from controller.pki.tokens import store_token
+from controller.selection import Defender
 from controller.store import defenders
 from controller.store.database import Database
 from controller.store.events import EventStore
@@ -42,7 +43,7 @@ from defender.member import FleetMember
 from tests.controller.channel.test_service import SETTINGS
 from tests.defender.test_member import Host
 from tests.fakes.authority import TestAuthority
-from tests.fakes.fleet import controller_of
+from tests.fakes.fleet import controller_of, opened
 
 reactor: Any = installed
 
@@ -52,6 +53,9 @@ class Heard:
 
     def __init__(self) -> None:
         self.said: list[tuple[Any, ...]] = []
+
+    def enrolled(self, defender: Defender) -> None:
+        self.said.append(("enrolled", defender.id, defender.name))
 
     def connected(self, defender: str, positions: Mapping[str, Position]) -> None:
         self.said.append(("connected", defender, dict(positions)))
@@ -107,7 +111,7 @@ class DeskCase(TestCase):
         self.addCleanup(self.desk.stopService)
         own = controller_of(self.pki)
         self.reception = Reception(
-            reactor, SETTINGS, channel_context(own.chain, own.key, [self.pki.fleet]), self.desk
+            reactor, SETTINGS, channel_context(own.chain, own.key, [self.pki.fleet]), self.desk, opened
         )
         self.reception.startService()
         self.addCleanup(self.reception.stopService)

@@ -16,7 +16,7 @@ from twisted.web.server import Site
 
 from controller.front import Front, https_context
 from tests.fakes.authority import TestAuthority
-from tests.fakes.fleet import controller_of
+from tests.fakes.fleet import controller_of, opened
 
 reactor: Any = installed
 PKI = TestAuthority()
@@ -32,7 +32,7 @@ class Hello(Resource):
 class FrontTests(TestCase):
     def setUp(self) -> None:
         own = controller_of(PKI)
-        self.front = Front(reactor, "127.0.0.1:0", https_context(own.chain, own.key), Site(Hello()))
+        self.front = Front(reactor, "127.0.0.1:0", https_context(own.chain, own.key), Site(Hello()), opened)
         self.front.startService()
         self.addCleanup(self.front.stopService)
 

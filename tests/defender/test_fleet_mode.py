@@ -31,7 +31,7 @@ from tests.controller.channel.test_service import SETTINGS
 from tests.defender.test_member import Controller
 from tests.fakes import join_controller
 from tests.fakes.authority import Credentials
-from tests.fakes.fleet import controller_of
+from tests.fakes.fleet import controller_of, opened
 
 reactor: Any = installed
 ONLY_BRUCE = "schema: 1\nrules:\n  - {name: bruce_rule, users: [bruce], effect: allow}\n"
@@ -61,7 +61,7 @@ class FleetModeTests(TestCase):
         self.pki = self.controller.rules.pki
         own = controller_of(self.pki)
         context = channel_context(own.chain, own.key, [self.pki.fleet])
-        self.reception = Reception(reactor, SETTINGS, context, self.controller)
+        self.reception = Reception(reactor, SETTINGS, context, self.controller, opened)
         self.reception.startService()
         self.addCleanup(lambda: self.reception.stopService() if self.reception.running else None)
         self.port = free_port()

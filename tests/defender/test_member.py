@@ -38,7 +38,7 @@ from defender.member import LOOK, FleetMember
 from tests.controller.channel.test_service import SETTINGS
 from tests.fakes import join_controller
 from tests.fakes.authority import TestAuthority
-from tests.fakes.fleet import controller_of
+from tests.fakes.fleet import controller_of, opened
 from tests.fakes.join_controller import JoinController
 from tests.spool import events_in
 
@@ -189,7 +189,7 @@ class MemberTests(TestCase):
         self.controller = Controller(keys)
         own = controller_of(self.controller.rules.pki)
         context = channel_context(own.chain, own.key, [self.controller.rules.pki.fleet])
-        self.reception = Reception(reactor, SETTINGS, context, self.controller)
+        self.reception = Reception(reactor, SETTINGS, context, self.controller, opened)
         self.reception.startService()
         self.port = self.reception.port
         self.addCleanup(lambda: self.reception.stopService() if self.reception.running else None)

@@ -17,10 +17,18 @@ from zope.interface import implementer
 
 from controller.pki.authority import FLEET_CA
 from controller.pki.custody import new_private_key
+from controller.supervision.sockets import PassedSockets
 from tests.fakes.authority import Credentials, OddLeaf, TestAuthority
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 DEFENDER = "3f0e2a52-6c51-4a43-9f6a-5f4f5b8f3b11"
+
+
+def opened(address: str, factory: Any, backlog: int) -> Any:
+    """Opens a port of the controller's, as it does by itself."""
+    from twisted.internet import reactor
+
+    return PassedSockets().listen(reactor, address, factory, backlog)
 
 
 def controller_of(pki: TestAuthority, names: Sequence[str] = LOOPBACK) -> Credentials:

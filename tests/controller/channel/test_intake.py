@@ -32,7 +32,7 @@ from defender.contract.spool import seal
 from tests.controller.channel.test_service import PKI, SETTINGS
 from tests.defender.audit.test_shipping import payload
 from tests.defender.channel.test_service import SpoolInMemory
-from tests.fakes.fleet import DEFENDER, controller_of, defender_of
+from tests.fakes.fleet import DEFENDER, controller_of, defender_of, opened
 
 reactor: Any = installed
 
@@ -82,7 +82,7 @@ class IntakeTests(TestCase):
         own = controller_of(PKI)
         self.desk = StoringDesk(self.store)
         self.reception = Reception(
-            reactor, SETTINGS, channel_context(own.chain, own.key, [PKI.fleet]), self.desk
+            reactor, SETTINGS, channel_context(own.chain, own.key, [PKI.fleet]), self.desk, opened
         )
         self.reception.startService()
         self.addCleanup(self.reception.stopService)

@@ -29,7 +29,7 @@ from defender.contract.messages import ALPN, Hello, Message, Status, Welcome
 from defender.contract.peer_check import fleet_peer
 from defender.contract.session import Expired
 from tests.fakes.authority import TestAuthority
-from tests.fakes.fleet import DEFENDER, controller_of, defender_of
+from tests.fakes.fleet import DEFENDER, controller_of, defender_of, opened
 
 PKI = TestAuthority()
 SETTINGS = read_settings(
@@ -93,7 +93,9 @@ class ReceptionCase(TestCase):
     def reception(self, settings: ChannelSettings = SETTINGS) -> Reception:
         own = controller_of(PKI)
         self.desk = Desk()
-        reception = Reception(reactor, settings, channel_context(own.chain, own.key, [PKI.fleet]), self.desk)
+        reception = Reception(
+            reactor, settings, channel_context(own.chain, own.key, [PKI.fleet]), self.desk, opened
+        )
         reception.startService()
         self.addCleanup(reception.stopService)
         return reception
