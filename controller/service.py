@@ -277,8 +277,9 @@ class Controller(Service):
                 self._office,
                 self._authority.root,
                 self._authority.trust_domain,
-                self._given.host_name,
+                next(iter(settings.controller.names), self._given.host_name),
                 __version__,
+                lambda: self.channel_port,
                 sinks=sinks.states,
                 checks=(lambda: Check("ports", not self._unserved(), self._unserved()),),
                 throttle=LoginThrottle(

@@ -241,7 +241,11 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
     "LockPage": _page(_LOCK),
     "JoinToken": _JOIN_TOKEN,
     "JoinTokenPage": _page(_JOIN_TOKEN),
-    "CreatedJoinToken": {**_JOIN_TOKEN, "token": "dft1.EXAMPLE"},
+    "CreatedJoinToken": {
+        **_JOIN_TOKEN,
+        "token": "dft1.EXAMPLE",
+        "channel": "controller.example.com:8084",
+    },
     "StoredEvent": _STORED_EVENT,
     "EventPage": {"items": [_STORED_EVENT], "next": "1795299183402000.4711"},
     "ChainPage": _page(_CHAIN),

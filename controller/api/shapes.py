@@ -453,7 +453,14 @@ _JOIN_TOKEN: Final[dict[str, Field]] = {
 }
 JOIN_TOKEN: Final = Record("JoinToken", _JOIN_TOKEN)
 JOIN_TOKEN_PAGE: Final = page("JoinTokenPage", JOIN_TOKEN)
-CREATED_JOIN_TOKEN: Final = Record("CreatedJoinToken", {**_JOIN_TOKEN, "token": SECRET})
+CREATED_JOIN_TOKEN: Final = Record(
+    "CreatedJoinToken",
+    {
+        **_JOIN_TOKEN,
+        "token": SECRET,
+        "channel": Text(300, about="Where defenders reach the controller, HOST:PORT."),
+    },
+)
 
 # Audit, health.
 

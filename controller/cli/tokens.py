@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import click
 
@@ -16,14 +15,11 @@ from controller.cli.fleet import (
     print_items,
     shown_labels,
     shown_time,
-    signed_in,
 )
 from controller.cli.output import json_option, print_json, print_line
 
 JOIN: Final = "/api/v1/join-tokens"
 API: Final = "/api/v1/api-tokens"
-CHANNEL_PORT: Final = 8084
-"""Where defenders reach the controller, unless its settings say otherwise."""
 
 LONGEST_JOIN: Final = 30 * 86400
 LONGEST_API: Final = 365 * 86400
@@ -86,10 +82,8 @@ def create(
         return
     click.echo(made["token"])
     until = shown_time(made["expires_at"])
-    host = urlsplit(signed_in().controller).hostname or "HOST"
-    shown = f"[{host}]" if ":" in host else host
     click.echo(f"Id {made['id']}, until {until} UTC. On the new host:", err=True)
-    click.echo(f"  twistd defender --controller {shown}:{CHANNEL_PORT} --join-token TOKEN", err=True)
+    click.echo(f"  twistd defender --controller {made['channel']} --join-token TOKEN", err=True)
 
 
 @tokens.command(name="list", epilog="\b\nExample:\n  defenderctl tokens list")

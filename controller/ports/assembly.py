@@ -34,6 +34,7 @@ from defender.contract.join_token import pin_of
 class Parts:
     """What the ports stand on. `controller` is the host that the API is reached at, `program` its version.
 
+    `channel_port` says at which of its ports defenders are served, once they are.
     `sinks` says how events are forwarded; `checks` are further conditions of being ready. The publisher's
     own, that what it decided can be kept, is among them without being named. `token_life` (seconds) and
     `approval` are those of join tokens, `gradual` is how policies go out.
@@ -50,6 +51,7 @@ class Parts:
     trust_domain: str
     controller: str
     program: str
+    channel_port: Callable[[], int]
     sinks: Callable[[], Iterable[SinkState]] = tuple
     checks: Sequence[Callable[[], Check]] = ()
     throttle: LoginThrottle = field(default_factory=LoginThrottle)
@@ -63,6 +65,10 @@ def make_ports(parts: Parts) -> Ports:
     ledger, links = parts.ledger, Links(parts.desk)
     names = Names(parts.controller, parts.program, parts.trust_domain, pin_of(parts.root).hex())
 
+    def channel() -> str:
+        host = f"[{parts.controller}]" if ":" in parts.controller else parts.controller
+        return f"{host}:{parts.channel_port()}"
+
     def publishing() -> Check:
         return Check("publisher", not parts.publisher.problem, parts.publisher.problem)
 
@@ -72,7 +78,7 @@ def make_ports(parts: Parts) -> Ports:
         listeners=Listeners(ledger, parts.orders),
         policies=Policies(ledger, parts.orders, parts.gradual),
         locks=Locks(ledger, parts.orders, links),
-        join_tokens=JoinTokens(ledger, parts.root, life=parts.token_life, approval=parts.approval),
+        join_tokens=JoinTokens(ledger, parts.root, channel, life=parts.token_life, approval=parts.approval),
         audit=Audit(ledger, parts.events, parts.sinks),
         health=Health(
             ledger, parts.events, links, names, checks=(publishing, *parts.checks), sinks=parts.sinks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from cryptography import x509
@@ -26,15 +26,23 @@ _POINTERS: Final = {"life": "/expires_in", "max_uses": "/uses"}
 class JoinTokens:
     """`controller.api.ports.JoinTokens`; `root` is the fleet's, which the tokens pin.
 
+    `channel` says where defenders reach the controller, HOST:PORT: whoever makes a token has to tell it them.
     `life` is that of tokens which do not say theirs, in seconds; with `approval` an operator agrees to every
     host, whatever its token says.
     """
 
     def __init__(
-        self, ledger: Ledger, root: x509.Certificate, *, life: int = LIFE, approval: bool = False
+        self,
+        ledger: Ledger,
+        root: x509.Certificate,
+        channel: Callable[[], str],
+        *,
+        life: int = LIFE,
+        approval: bool = False,
     ) -> None:
         self._ledger = ledger
         self._root = root
+        self._channel = channel
         self._life = life
         self._approval = approval
 
@@ -80,7 +88,7 @@ class JoinTokens:
             return row
 
         row = await self._ledger.act(actor, create)
-        return {**_shown(row, now), "token": format_token(token)}
+        return {**_shown(row, now), "token": format_token(token), "channel": self._channel()}
 
     async def revoke_join_token(self, actor: Actor, token: str) -> None:
         """Revoke by id; once more is no error. Who has joined with it stays."""

@@ -135,7 +135,7 @@ class TokenTests(FleetTestCase):
             },
         )
         said = self.run_command("tokens", "create").stderr
-        self.assertIn("twistd defender --controller localhost:8084 --join-token TOKEN", said)
+        self.assertIn("twistd defender --controller controller.example.com:8084 --join-token TOKEN", said)
         self.assertIn("longer than 30 days", self.bad("tokens", "create", "--expires", "31d", code=2))
 
     def test_list_and_revoke(self) -> None:

@@ -33,6 +33,7 @@ class Everything(FleetCase):
                 trust_domain="defender.fleet",
                 controller="controller.example.com",
                 program="0.4.0",
+                channel_port=lambda: 18084,
             )
         )
 
@@ -48,6 +49,11 @@ class Everything(FleetCase):
             self.assertEqual(reply.status, 200, (route.path, reply.body))
             asked.append(route.operation)
         self.assertGreater(len(asked), 12)
+
+    @inlineCallbacks
+    def test_a_join_token_comes_with_the_place_to_use_it_at(self) -> Steps[None]:
+        made = yield self.ask("POST", "/api/v1/join-tokens", {}, token=self.session)
+        self.assertEqual(made.json["channel"], "controller.example.com:18084")
 
     @inlineCallbacks
     def test_what_is_not_there_is_told(self) -> Steps[None]:

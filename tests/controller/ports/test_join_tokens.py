@@ -24,7 +24,10 @@ class Tokens(PortCase):
     def changes(self) -> dict[str, Any]:
         now = datetime.fromtimestamp(NOON, UTC)
         self.root = Authority.create("defender.fleet", MemoryCustody(), now).root
-        return {**super().changes(), "join_tokens": JoinTokens(self.ledger, self.root)}
+        return {
+            **super().changes(),
+            "join_tokens": JoinTokens(self.ledger, self.root, lambda: "localhost:8084"),
+        }
 
     @inlineCallbacks
     def test_made_shown_used_and_revoked(self) -> Steps[None]:
