@@ -261,7 +261,8 @@ def _result(event: Mapping[str, Any]) -> tuple[str, str]:
     if event["kind"] != "engine":
         if effect == "deny":
             return "deny", "red"
-        return ("ok", "green") if result.get("ok") else ("failed", "bold red")
+        # What people do at the controller has no result: a change that was refused is a denial.
+        return ("ok", "green") if result.get("ok", not result) else ("failed", "bold red")
     if event["phase"] == "attempt":
         return "attempt", "dim"
     if event["phase"] == "stream_end":

@@ -13,6 +13,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
+from controller.admin_audit import AdminActor, admin_event
 from controller.api.ports import UnavailableError
 from tests.controller.api.doubles import EVERYTHING, example
 from tests.controller.cli.fleet_server import FleetTestCase
@@ -88,6 +89,18 @@ class SearchTests(AuditTestCase):
         self.assertEqual(head.split()[2:4], ["HOST", "USER"])
         self.assertIn("db7", rows[0])
         self.assertIn("deny 403", rows[1])
+
+    def test_what_was_done_at_the_controller_is_not_shown_as_failed(self) -> None:
+        boss = AdminActor("boss", "session")
+        done = admin_event(boss, "lock_add", "user bruce")
+        refused = admin_event(boss, "lock_add", "user admin", refused="not yourself")
+        for seq, told in enumerate((done, refused), 1):
+            stamped = {**event(seq, "controller"), **told}
+            del stamped["result"]
+            self.audit.add(stamped)
+        _, *rows = self.good("audit", "search").splitlines()
+        self.assertEqual(rows[0].split()[-1], "ok")
+        self.assertEqual(rows[1].split()[-1], "deny")
 
     def test_an_event_that_is_none_does_not_end_it(self) -> None:
         self.audit.add({"kind": "odd"}, event(2))
