@@ -359,12 +359,16 @@ class Defender(MultiService):
 
     def _put_locks(self) -> None:
         """Those of this host and of its fleet count together; while either is not known nobody is let in."""
-        local, fleet = self._local_locks, self._fleet_locks
-        if self.fleet is None or local is None:
-            self.proxy.locks = local
-        else:
-            known = fleet if self._vouched else None
-            self.proxy.locks = None if known is None else LockSet(local.locks | known.locks)
+        known, fleet = self._local_locks, self._fleet_locks
+        hosts: tuple[str, ...] = (self.settings.defender.name,)
+        if self.fleet is not None:
+            if known is None or fleet is None or not self._vouched:
+                self.proxy.locks = None
+                return
+            known = LockSet(known.locks | fleet.locks)
+            if self.fleet.member is not None:
+                hosts += (self.fleet.member.defender,)
+        self.proxy.locks = None if known is None else LockSet(known.locks, hosts)
 
     # -- listeners
 

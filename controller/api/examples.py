@@ -78,6 +78,7 @@ _LOCK: Final[Mapping[str, Any]] = {
     "id": _ID,
     "kind": "user",
     "value": "bruce@example.com",
+    "name": "",
     "issuer": "",
     "reason": "laptop lost",
     "by": "admin",

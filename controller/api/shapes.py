@@ -27,6 +27,7 @@ from controller.fleet import MAX_RANK
 from controller.rollout_view import STATES
 from defender.contract.audit import timestamp
 from defender.contract.document import MAX_BYTES
+from defender.contract.locks import KINDS
 
 MODES: Final = ("none", "unix", "tcp", "unix+tcp")
 _STANDINGS: Final = ("acked", "refused", "waiting", "offline")
@@ -403,8 +404,7 @@ EXPLAINED: Final = Record(
 
 # Locks, join tokens.
 
-LOCK_KINDS: Final = ("user", "group", "serial", "defender")
-_LOCK: Final[dict[str, Field]] = {"kind": Choice(LOCK_KINDS), "value": Text(1024)}
+_LOCK: Final[dict[str, Field]] = {"kind": Choice(KINDS), "value": Text(1024)}
 NEW_LOCK: Final = Record(
     "NewLock", _LOCK, {"issuer": Text(1024, about="For a serial: RFC 4514 name."), "reason": COMMENT}
 )
@@ -413,6 +413,7 @@ LOCK: Final = Record(
     {
         "id": IDENTIFIER,
         **_LOCK,
+        "name": Text(255, low=0, about="Of a defender, whose `value` is its id; of others empty."),
         "issuer": Text(1024, low=0),
         "reason": COMMENT,
         "by": USER,

@@ -300,13 +300,13 @@ def _mode_at_start(place: Place) -> str:
 
 @local.group()
 def lock() -> None:
-    """Shut a user, a group or one certificate out at once, whatever the policy says."""
+    """Shut a user, a group, one certificate or everybody out at once, whatever the policy says."""
 
 
-def _which(user: str | None, group: str | None, serial: str | None, issuer: str) -> Lock:
-    given = [(kind, value) for kind, value in (("user", user), ("group", group), ("serial", serial)) if value]
+def _which(issuer: str, **named: str | None) -> Lock:
+    given = [(kind, value) for kind, value in named.items() if value]
     if len(given) != 1:
-        raise click.UsageError("name exactly one of --user, --group and --serial")
+        raise click.UsageError("name exactly one of --user, --group, --serial and --defender")
     try:
         return make_lock(*given[0], issuer)
     except ContractError as error:
@@ -316,6 +316,9 @@ def _which(user: str | None, group: str | None, serial: str | None, issuer: str)
 def _selectors(command: Any) -> Any:
     for option in (
         click.option("--issuer", default="", metavar="DN", help="With --serial: the issuer it counts for."),
+        click.option(
+            "--defender", metavar="NAME", help="This defender, by its name: nobody may do anything."
+        ),
         click.option("--serial", metavar="HEX", help="Serial number of a certificate."),
         click.option("--group", metavar="NAME", help="Every member of a group."),
         click.option("--user", metavar="NAME", help="A user, however they prove to be it."),
@@ -334,18 +337,18 @@ def _change(verb: str, state: Path, chosen: Lock) -> bool:
 
 @lock.command()
 @_selectors
-def add(state: Path, user: str | None, group: str | None, serial: str | None, issuer: str) -> None:
-    """Lock a user, a group or a certificate; open streams are cut too."""
-    chosen = _which(user, group, serial, issuer)
+def add(state: Path, issuer: str, **named: str | None) -> None:
+    """Lock a user, a group, a certificate or everybody; open streams are cut too."""
+    chosen = _which(issuer, **named)
     changed = _change("lock_add", state, chosen)
     print_line(f"Locked: {chosen.describe()}" if changed else f"Locked already: {chosen.describe()}")
 
 
 @lock.command()
 @_selectors
-def remove(state: Path, user: str | None, group: str | None, serial: str | None, issuer: str) -> None:
+def remove(state: Path, issuer: str, **named: str | None) -> None:
     """Remove a lock."""
-    chosen = _which(user, group, serial, issuer)
+    chosen = _which(issuer, **named)
     if not _change("lock_remove", state, chosen):
         _fail(f"not locked: {chosen.describe()}")
     print_line(f"No longer locked: {chosen.describe()}")

@@ -19,17 +19,17 @@ from controller.cli.fleet import (
 )
 from controller.cli.output import json_option, print_json, print_line
 from defender.contract.errors import ContractError
-from defender.contract.locks import make_lock
+from defender.contract.locks import DEFENDER, KINDS, make_lock
 
 ROOT: Final = "/api/v1/locks"
-KINDS: Final = ("user", "group", "serial", "defender")
 
 
 @click.group()
 def lock() -> None:
     """Shut a user, a group, a certificate or a defender out of the whole fleet at once.
 
-    New requests are denied and live streams are cut. `defenderctl local lock` does it on one host alone.
+    New requests are denied and live streams are cut. A defender that is locked stays in touch with its
+    controller, so that it can be unlocked. `defenderctl local lock` does it on one host alone.
 
     \b
     Examples:
@@ -41,7 +41,9 @@ def lock() -> None:
 def _subject(command: Any) -> Any:
     for option in (
         click.option("--issuer", default="", metavar="DN", help="With --serial: the issuer it counts for."),
-        click.option("--defender", metavar="NAME", help="A defender: all that it is asked."),
+        click.option(
+            "--defender", metavar="NAME", help="A defender, by name or id: it denies everybody everything."
+        ),
         click.option("--serial", metavar="HEX", help="Serial number of a certificate."),
         click.option("--group", metavar="NAME", help="Every member of a group."),
         click.option("--user", metavar="NAME", help="A user, however they prove to be it."),
@@ -64,7 +66,15 @@ def _chosen(issuer: str, **given: str | None) -> dict[str, str]:
 
 
 def _told(lock: Mapping[str, Any]) -> str:
-    return f"{lock['kind']} {lock['value']}" + (f" of {lock['issuer']}" if lock.get("issuer") else "")
+    name = lock.get("name") or lock["value"]
+    return f"{lock['kind']} {name}" + (f" of {lock['issuer']}" if lock.get("issuer") else "")
+
+
+def _is_of(lock: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
+    """Whether this is the lock of what is named; a defender may be named by its id or its name."""
+    names = (lock["value"], lock["name"]) if lock["kind"] == DEFENDER else (lock["value"],)
+    rest = {"issuer": "", **wanted}
+    return rest.pop("value") in names and all(lock[key] == value for key, value in rest.items())
 
 
 @lock.command(
@@ -127,7 +137,7 @@ def remove(
         chosen = list(ids)
         if wanted is not None:
             async for each in client.pages(ROOT):
-                if all(each.get(key, "") == value for key, value in {"issuer": "", **wanted}.items()):
+                if _is_of(each, wanted):
                     chosen.append(each["id"])
         for each in chosen:
             await client.ask("DELETE", f"{ROOT}/{part(each)}")

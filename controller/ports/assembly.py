@@ -77,7 +77,7 @@ def make_ports(parts: Parts) -> Ports:
         defenders=Defenders(ledger, parts.publisher, parts.orders, links, parts.office),
         listeners=Listeners(ledger, parts.orders),
         policies=Policies(ledger, parts.orders, parts.gradual),
-        locks=Locks(ledger, parts.orders, links),
+        locks=Locks(ledger, parts.orders),
         join_tokens=JoinTokens(ledger, parts.root, channel, life=parts.token_life, approval=parts.approval),
         audit=Audit(ledger, parts.events, parts.sinks),
         health=Health(

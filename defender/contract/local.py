@@ -10,7 +10,7 @@ verb               arguments                                                   r
 ``status``                                                                     what the defender is doing
 ``listener_set``   ``mode``; ``drain`` in seconds, 0 without limit, or absent  mode, outcome, listeners
 ``reload``                                                                     ``said``, a list of sentences
-``lock_add``       ``kind`` (user, group, serial), ``value``, ``issuer``       ``changed``
+``lock_add``       ``kind`` (of `LOCK_KINDS`), ``value``, ``issuer``           ``changed``
 ``lock_remove``    the same                                                    ``changed``
 ``lock_list``                                                                  ``locks``, a list of objects
 =================  ==========================================================  ==============================
@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from defender.contract.errors import ContractError
+from defender.contract.locks import KINDS
 
 MAX_LINE: Final = 64 * 1024
 """Most bytes of a request, without its newline."""
@@ -36,7 +37,7 @@ MAX_ANSWER: Final = 32 * 1024 * 1024
 LONGEST_DRAIN: Final = 7 * 86400.0
 
 MODES: Final = ("none", "unix", "tcp", "unix+tcp")
-LOCK_KINDS: Final = ("user", "group", "serial")
+LOCK_KINDS: Final = KINDS
 
 _UNITS: Final[Mapping[str, float]] = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION: Final = re.compile(r"([0-9]{1,9})(s|m|h|d|)")

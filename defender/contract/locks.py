@@ -1,7 +1,8 @@
 """Locks: who is shut out at once, whatever the policy and their certificate say.
 
-A lock names a user, a group, or one certificate by its serial number and, optionally, its issuer. User locks
-cover every way of proving to be that user. Pure: the text comes from the caller.
+A lock names a user, a group, one certificate by its serial number and, optionally, its issuer, or a defender
+by its id or its name. User locks cover every way of proving to be that user; a defender that is locked lets
+nobody do anything. Pure: the text comes from the caller.
 """
 
 from __future__ import annotations
@@ -9,10 +10,15 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from defender.contract.errors import ContractError
 from defender.contract.facts import Subject
+
+DEFENDER: Final = "defender"
+KINDS: Final = ("user", "group", "serial", DEFENDER)
 
 _SERIAL = re.compile(r"[0-9a-f]{1,40}")
 _MAX_LOCKS = 100_000
@@ -24,7 +30,7 @@ class LockError(ContractError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Lock:
-    """One lock: `kind` is "user", "group" or "serial"; `issuer` (RFC 4514) narrows a serial, "" means any."""
+    """One lock: `kind` is one of `KINDS`; `issuer` (RFC 4514) narrows a serial, "" means any."""
 
     kind: str
     value: str
@@ -49,8 +55,8 @@ def same(one: Lock, other: Lock) -> bool:
 
 def make_lock(kind: str, value: str, issuer: str = "") -> Lock:
     """A checked lock; raises LockError. Serials are compared as lower-case hex without separators."""
-    if kind not in ("user", "group", "serial"):
-        raise LockError(f"a lock is of kind user, group or serial, not {kind!r}")
+    if kind not in KINDS:
+        raise LockError(f"a lock is of kind {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {kind!r}")
     if not value or len(value) > 1024 or not value.isprintable():
         raise LockError(f"a {kind} lock needs a name of 1 to 1024 printable characters")
     if kind == "serial":
@@ -64,12 +70,19 @@ def make_lock(kind: str, value: str, issuer: str = "") -> Lock:
 
 class LockSet:
     """All locks in force, in look-up form. Names are compared as the policy compares them: casefolded,
-    whole."""
+    whole.
 
-    __slots__ = ("_groups", "_serials", "_users", "locks")
+    `hosts` are the names and ids of the defender that asks, the one for people first. `closed` says why it
+    lets nobody do anything, "" if it is not locked itself.
+    """
 
-    def __init__(self, locks: frozenset[Lock] = frozenset()) -> None:
+    __slots__ = ("_groups", "_serials", "_users", "closed", "locks")
+
+    def __init__(self, locks: frozenset[Lock] = frozenset(), hosts: Iterable[str] = ()) -> None:
         self.locks = locks
+        named = tuple(hosts)
+        shut = {_folded(lock.value) for lock in locks if lock.kind == DEFENDER}
+        self.closed = f"defender {named[0]} is locked" if shut.intersection(map(_folded, named)) else ""
         self._users = {_folded(lock.value) for lock in locks if lock.kind == "user"}
         self._groups = {_folded(lock.value) for lock in locks if lock.kind == "group"}
         self._serials = {(lock.value, lock.issuer) for lock in locks if lock.kind == "serial"}
@@ -79,6 +92,8 @@ class LockSet:
 
     def reason(self, subject: Subject) -> str | None:
         """Why `subject` is locked out, None if it is not."""
+        if self.closed:
+            return self.closed
         if _folded(subject.user) in self._users:
             return f"user {subject.user} is locked"
         for group in subject.groups:

@@ -184,7 +184,8 @@ class Proxy(Service):
         if self.locks:
             reason = self.locks.reason(subject)
             if reason is not None:
-                return _own_decision("lock", reason, "You are locked out; ask your administrator.")
+                who = "This host is" if self.locks.closed else "You are"
+                return _own_decision("lock", reason, f"{who} locked out; ask your administrator.")
         return None
 
     def _expired(self, subject: Subject) -> bool:

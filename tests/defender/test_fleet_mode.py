@@ -165,6 +165,31 @@ class FleetModeTests(TestCase):
         self.assertIn("by rule 'lock'", message)
         self.assertFalse(self.status(again)["fleet"]["connected"])
 
+    async def test_a_locked_defender_denies_everybody_and_stays_in_touch(self) -> None:
+        defender = self.start(self.controller.rules.token())
+        assert defender.fleet is not None
+        await defender.fleet.joined
+        await self.until(lambda: self.controller.visits)
+        self.controller.push_all()
+        await self.until(lambda: len(self.controller.of(Ack)) == 4)
+        assert defender.fleet.member is not None
+        bruce = self.pki.user("bruce", [])
+        pushed = 4
+        for value, expected in (
+            (defender.fleet.member.defender, 403),
+            ("web1", 403),
+            ("web2", 502),
+        ):
+            self.controller.push("locks", locks_content([make_lock("defender", value)]))
+            pushed += 1
+            await self.until(lambda: len(self.controller.of(Ack)) == pushed)  # noqa: B023 - awaited here
+            status, message = await deferToThread(self.ask, bruce)
+            self.assertEqual(status, expected, message)
+            if expected == 403:
+                self.assertIn("by rule 'lock' This host is locked out", message)
+        self.assertTrue(self.status(defender)["fleet"]["connected"])
+        self.assertEqual(len(self.controller.visits), 1)
+
     async def test_a_mode_that_cannot_be_is_refused_and_the_old_one_stays(self) -> None:
         defender = self.start(self.controller.rules.token())
         assert defender.fleet is not None

@@ -85,6 +85,25 @@ class LockTests(FleetTestCase):
         self.assertEqual(document["id"], example("Lock")["id"])
         self.assertEqual(self.world.fleet.locks_held[0]["issuer"], "CN=x")
 
+    def test_a_defender_is_unlocked_by_its_name_or_its_id(self) -> None:
+        self.good("lock", "add", "--defender", "web1")
+        self.assertEqual(self.world.fleet.locks_held[0]["kind"], "defender")
+        gone: list[str] = []
+
+        def remove(actor: Any, lock: str) -> Any:
+            gone.append(lock)
+            return succeed(None)
+
+        held = {**example("Lock"), "kind": "defender", "value": "7f3a", "name": "web1"}
+        self.patch(self.world.fleet, "locks", lambda page: succeed({"items": [held], "next": None}))
+        self.patch(self.world.fleet, "remove_lock", remove)
+        for name in ("web1", "7f3a"):
+            self.good("lock", "remove", "--defender", name)
+        self.assertEqual(gone, [held["id"]] * 2)
+        self.assertIn("defender web1", self.good("lock", "list"))
+        self.assertIn("not locked", self.bad("lock", "remove", "--defender", "web2"))
+        self.assertIn("not locked", self.bad("lock", "remove", "--user", "web1"))
+
     def test_exactly_one_subject(self) -> None:
         self.assertIn("exactly one", self.bad("lock", "add", code=2))
         self.assertIn("exactly one", self.bad("lock", "add", "--user", "a", "--group", "b", code=2))

@@ -80,7 +80,7 @@ class FleetCase(PortCase):
             "defenders": hosts,
             "listeners": listeners,
             "policies": Policies(self.ledger, self.orders),
-            "locks": Locks(self.ledger, self.orders, self.links),
+            "locks": Locks(self.ledger, self.orders),
         }
 
     @inlineCallbacks

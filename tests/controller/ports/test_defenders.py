@@ -7,6 +7,7 @@ from twisted.internet.defer import inlineCallbacks
 from controller.store import defenders, join_tokens
 from controller.store.join_tokens import JoinTokenRow, JoinUseRow
 from defender.contract.contents import LocksContent, ModeContent
+from defender.contract.locks import Lock
 from tests.controller.ports.case import items
 from tests.controller.ports.fleet_case import FleetCase
 from tests.controller.publisher_fleet import ident
@@ -164,19 +165,41 @@ class Locked(FleetCase):
         path = "/api/v1/locks"
         wanted = {"kind": "defender", "value": "web1", "reason": "stolen"}
         made = yield self.ask("POST", path, wanted, token=self.session)
-        self.assertEqual((made.status, made.json["value"]), (201, web.id), made.body)
-        self.assertEqual(self.desk.cuts, [web.id])
+        self.assertEqual(
+            (made.status, made.json["value"], made.json["name"]), (201, web.id, "web1"), made.body
+        )
+        yield self.calm()
+        content = web.content["locks"]
+        assert isinstance(content, LocksContent)
+        self.assertEqual(content.locks.locks, {Lock("defender", web.id)})
+        # It stays in touch, or nobody could unlock it.
+        self.assertEqual(self.desk.cuts, [])
         row = yield self.database.read(defenders.find, web.id)
-        self.assertEqual(row.lock, "stolen")
+        self.assertEqual(row.lock, "")
         (shown,) = items((yield self.ask("GET", path, token=self.session)))
-        self.assertEqual((shown["by"], shown["reason"]), ("admin", "stolen"))
-        again = yield self.ask("POST", path, wanted, token=self.session)
-        self.assertEqual(again.status, 200)
+        self.assertEqual((shown["by"], shown["reason"], shown["name"]), ("admin", "stolen", "web1"))
+        self.assertEqual((shown["counts"]["acked"], shown["counts"]["total"]), (1, 1))
+        by_id = yield self.ask("POST", path, {**wanted, "value": web.id}, token=self.session)
+        self.assertEqual((by_id.status, by_id.json["id"]), (200, shown["id"]))
+        gone = yield self.ask("DELETE", f"{path}/{shown['id']}", token=self.session)
+        self.assertEqual(gone.status, 204)
+        yield self.calm()
+        content = web.content["locks"]
+        assert isinstance(content, LocksContent)
+        self.assertFalse(content.locks)
+        added, removed = yield self.told("lock_*")
+        self.assertEqual((added["req"]["target"], removed["req"]["target"]), ("defender web1",) * 2)
+        nobody = yield self.ask("POST", path, {**wanted, "value": "web9"}, token=self.session)
+        self.assertEqual(nobody.status, 404)
+
+    @inlineCallbacks
+    def test_what_the_controller_has_against_a_defender(self) -> Steps[None]:
+        web = yield self.enroll("web1")
+        path = "/api/v1/locks"
+        yield self.database.write(defenders.set_lock, web.id, "its certificate was copied")
+        (shown,) = items((yield self.ask("GET", path, token=self.session)))
+        self.assertEqual((shown["by"], shown["name"]), ("controller", "web1"))
         gone = yield self.ask("DELETE", f"{path}/{shown['id']}", token=self.session)
         self.assertEqual(gone.status, 204)
         row = yield self.database.read(defenders.find, web.id)
         self.assertEqual(row.lock, "")
-        # The controller's own lock, as of a certificate that was copied.
-        yield self.database.write(defenders.set_lock, web.id, "its certificate was copied")
-        (shown,) = items((yield self.ask("GET", path, token=self.session)))
-        self.assertEqual(shown["by"], "controller")

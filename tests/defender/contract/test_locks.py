@@ -39,9 +39,25 @@ class MatchingTests(SynchronousTestCase):
         self.assertIsNone(locks.reason(Subject(user="root", via="unix", uid=0)))
 
 
+class HostTests(SynchronousTestCase):
+    def test_a_locked_defender_lets_nobody_do_anything(self) -> None:
+        for value in ("WEB1", "7f3a"):
+            locks = LockSet(frozenset((make_lock("defender", value),)), ("web1", "7f3a"))
+            self.assertEqual(locks.reason(BRUCE), "defender web1 is locked", value)
+            self.assertEqual(locks.reason(Subject(user="root", via="unix", uid=0)), "defender web1 is locked")
+
+    def test_another_defenders_lock_is_of_no_matter(self) -> None:
+        other = frozenset((make_lock("defender", "web2"),))
+        self.assertIsNone(LockSet(other, ("web1", "7f3a")).reason(BRUCE))
+        self.assertIsNone(LockSet(other).reason(BRUCE))
+        self.assertIsNone(LockSet(other, ("web1",)).reason(Subject(user="web2", groups=("web2",))))
+
+
 class TextTests(SynchronousTestCase):
     def test_round_trip(self) -> None:
-        locks = frozenset((make_lock("user", "eve"), make_lock("serial", "7f", "CN=users")))
+        locks = frozenset(
+            (make_lock("user", "eve"), make_lock("serial", "7f", "CN=users"), make_lock("defender", "w"))
+        )
         self.assertEqual(load_locks(dump_locks(locks)).locks, locks)
         self.assertFalse(load_locks(dump_locks(frozenset())))
         self.assertFalse(load_locks(" \n"))

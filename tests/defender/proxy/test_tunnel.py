@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from defender.contract.locks import LockSet, make_lock
 from tests.defender.proxy.house import (
     BRUCE,
     EMPTY,
@@ -156,6 +157,15 @@ class TunnelTests(HouseCase):
         self.assertEqual(
             self.house.events.last()["result"]["error"], "no longer allowed: denied by rule 'none'"
         )
+
+    def test_lock_of_the_defender_cuts_open_streams(self) -> None:
+        self.open()
+        locks = frozenset((make_lock("defender", "web1"),))
+        self.house.proxy.locks = LockSet(locks, ("web2",))
+        self.assertEqual(self.house.proxy.judge_again(), 0)
+        self.house.proxy.locks = LockSet(locks, ("web1",))
+        self.assertEqual(self.house.proxy.judge_again(), 1)
+        self.assertTrue(self.client.aborted and self.engine.aborted)
 
     def test_policy_that_allows_leaves_open_streams(self) -> None:
         self.open()
