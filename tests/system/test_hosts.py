@@ -22,11 +22,11 @@ from deploy.processes import wait_until
 from tests.engine.dockerd import client_environment, docker_clis
 from tests.engine.guarded import ROOT, Event, of, program_environment
 from tests.spool import now
+from tests.system.hosts.host import PORT, Host, HostDefender
 from tests.system.hosts.hosts import Hosts, clear_stale
 from tests.system.hosts.network import BRIDGE, address, port_of
 from tests.system.hosts.node import Node, must
 from tests.system.hosts.remains import Remains
-from tests.system.hosts.standalone import PORT, Host, StandaloneDefender
 
 PATIENCE = 30.0
 SETTINGS = {"audit": "segment_bytes = 65536"}
@@ -55,7 +55,7 @@ class HostsTests(SynchronousTestCase):
         cls.hosts.stop()  # fails when anything is left
         super().tearDownClass()
 
-    def defender(self, host: Host) -> StandaloneDefender:
+    def defender(self, host: Host) -> HostDefender:
         return self.hosts.defender(host)
 
     def docker(self, host: Host, *arguments: str, check: bool = True) -> tuple[int, str]:
@@ -232,7 +232,7 @@ class HostsTests(SynchronousTestCase):
         self.assertFalse((defender.state / "audit").exists(), "the disk is the host's alone")
         defender.events()
 
-    def change(self, defender: StandaloneDefender) -> str:
+    def change(self, defender: HostDefender) -> str:
         """Ask for something that has to be recorded first, and return what is wrong with it."""
         link = connection(f"unix://{defender.host.seen(defender.socket)}")
         with self.assertRaises(ApiError) as caught:

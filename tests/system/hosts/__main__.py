@@ -1,4 +1,4 @@
-"""``python -m tests.system.hosts [COUNT]``: a test network to look at by hand, until input ends."""
+"""``python -m tests.system.hosts [COUNT [fleet]]``: a test network to look at by hand, until input ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.system.hosts.hosts import Hosts
 
 def main() -> None:
     """Start one, say how to enter its nodes, and wait."""
-    hosts = Hosts(int(sys.argv[1]) if len(sys.argv) > 1 else 3).start()
+    hosts = Hosts(int(sys.argv[1]) if len(sys.argv) > 1 else 3, fleet="fleet" in sys.argv[2:]).start()
     try:
         for node in (*hosts.nodes, hosts.network.switch):
             print(f"{node.name} {node.address}: {' '.join(node.command())}")

@@ -69,7 +69,8 @@ class Program:
         self.node = node
         self.name = name
         self.log = node.directory / f"{name}.log"
-        self._command = command
+        self.command = list(command)
+        """Of the next start."""
         self._environment = environment
         self._ready = ready
         self._child: subprocess.Popen[bytes] | None = None
@@ -88,7 +89,7 @@ class Program:
         assert not self.runs, f"{self.name} on {self.node.name} runs"
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
-                until_death("TERM", *self.node.command(*self._command)),
+                until_death("TERM", *self.node.command(*self.command)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
