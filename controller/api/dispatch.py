@@ -168,12 +168,15 @@ class Dispatcher:
         return found
 
     async def _permit(self, route: Route, request: Request, actor: Actor, principal: Principal) -> None:
-        if route.permission == SIGNED_IN or route.permission in principal.permissions:
+        code, reason = "not-allowed", f"{principal.user} lacks the permission {route.permission}"
+        if principal.must_change and not route.early:
+            code = "password-change-required"
+            reason = "this password was set by somebody else: change it before anything else"
+        elif route.permission == SIGNED_IN or route.permission in principal.permissions:
             return
-        reason = f"{principal.user} lacks the permission {route.permission}"
         target = request.path.decode("ascii", "replace")[:256]
         await self._ports.acts.refused(actor, route.operation, target, reason)
-        raise ProblemError(403, "not-allowed", reason)
+        raise ProblemError(403, code, reason)
 
     def _body(self, route: Route, request: Request, data: bytes) -> Any:
         if route.body is None:

@@ -17,11 +17,13 @@ _PRINCIPAL: Final[Mapping[str, Any]] = {
     "roles": ["admin"],
     "permissions": ["defenders.read", "defenders.write"],
     "expires_at": _LATER,
+    "must_change_password": False,
 }
 _ACCOUNT: Final[Mapping[str, Any]] = {
     "user": "bruce",
     "roles": ["operator"],
     "disabled": False,
+    "must_change_password": False,
     "created_at": _NOON,
     "last_login_at": None,
 }

@@ -91,7 +91,8 @@ class Actor:
 class Principal:
     """The owner of a bearer token. `permissions` are what the roles give, less what the token's scope takes.
 
-    `expires` is when the token ends, in unix seconds.
+    `expires` is when the token ends, in unix seconds. With `must_change` they first have to change the
+    password that they signed in with, because somebody else knows it; never so for an API token.
     """
 
     user: str
@@ -100,6 +101,7 @@ class Principal:
     roles: tuple[str, ...]
     permissions: frozenset[str]
     expires: float
+    must_change: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,9 @@ class Accounts(Protocol):
         """End the actor's session; a session that is over already is no error."""
 
     def change_password(self, actor: Actor, present: str, wanted: str) -> Awaitable[None]:
-        """Set the actor's own password and end their other sessions; RefusedError, InvalidError."""
+        """Set the actor's own password to another one, and end their other sessions; RefusedError,
+        InvalidError.
+        """
 
     def accounts(self, page: PageWish) -> Awaitable[Json]:
         """`AccountPage`."""

@@ -78,10 +78,11 @@ class Route:
     """One operation of the API, declared once: the route, the checks before it, and what OpenAPI says.
 
     `path` names its variables in braces. `permission` "" is for everybody, `SIGNED_IN` for every account.
-    `answer` is the shape of a good answer, None where there is no body; `media` its media types, of which the
-    first is the one of an answer that is not streamed. `conditional`: an If-Match (or If-None-Match: *) is
-    required. `repeatable`: an Idempotency-Key is understood. `also`: further good statuses. `streams`: the
-    function writes the answer by itself and returns None.
+    `early`: also for who must change their password first. `answer` is the shape of a good answer, None where
+    there is no body; `media` its media types, of which the first is the one of an answer that is not
+    streamed. `conditional`: an If-Match (or If-None-Match: *) is required. `repeatable`: an Idempotency-Key
+    is understood. `also`: further good statuses. `streams`: the function writes the answer by itself and
+    returns None.
     """
 
     method: str
@@ -100,6 +101,7 @@ class Route:
     conditional: bool = False
     repeatable: bool = False
     streams: bool = False
+    early: bool = False
     also: tuple[int, ...] = ()
     example: Any = None
     answer_example: Any = None

@@ -112,6 +112,7 @@ _PRINCIPAL: Final[dict[str, Field]] = {
     "roles": ListOf(Choice(tuple(ROLES))),
     "permissions": ListOf(Text(64)),
     "expires_at": Moment(),
+    "must_change_password": Flag("Whether nothing else is allowed before the password is changed."),
 }
 LOGIN: Final = Record("Login", {"token": SECRET, "session": IDENTIFIER, **_PRINCIPAL})
 WHOAMI: Final = Record(
@@ -124,6 +125,7 @@ ACCOUNT: Final = Record(
         "user": USER,
         "roles": ListOf(Choice(tuple(ROLES))),
         "disabled": Flag(),
+        "must_change_password": Flag("Whether its password was set by somebody else and must be changed."),
         "created_at": Moment(),
         "last_login_at": Nullable(Moment()),
     },

@@ -31,6 +31,7 @@ _PEM: Final = "-----BEGIN CERTIFICATE-----"
 @click.command(
     epilog="\b\nExamples:\n  defenderctl login controller.example.com --ca fleet-ca.pem --user admin\n"
     "  defenderctl login controller.example.com --ca fleet-ca.pem --token-file token.txt\n"
+    "  defenderctl login --password-file old.txt --new-password-file new.txt\n"
     "  defenderctl login            # again, where you were"
 )
 @click.argument("controller", metavar="[HOST[:PORT]]", required=False)
@@ -46,6 +47,11 @@ _PEM: Final = "-----BEGIN CERTIFICATE-----"
     help="Read the password from here, - for standard input, instead of asking.",
 )
 @click.option(
+    "--new-password-file",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="Change the password, after signing in, to the one that stands here.",
+)
+@click.option(
     "--token-file",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     help="Sign in with an API token that stands here, - for standard input.",
@@ -56,15 +62,19 @@ def login(
     ca: Path | None,
     user: str | None,
     password_file: str | None,
+    new_password_file: str | None,
     token_file: str | None,
     as_json: bool,
 ) -> None:
     """Sign in to a controller, and stay so for the commands that follow.
 
     The connection is trusted by the fleet's own authority alone. The sign-in is kept in
-    ~/.config/defenderctl, for you only.
+    ~/.config/defenderctl, for you only. A password that somebody else has set, as the first admin's, must be
+    changed at once; a new one is asked for, or read from --new-password-file.
     """
-    if token_file and (password_file or user):
+    if (password_file, new_password_file) == ("-", "-"):
+        raise click.UsageError("only one password can come from standard input")
+    if token_file and (password_file or new_password_file or user):
         raise click.UsageError("--token-file stands alone: a token says whose it is")
     path = login_file(os.environ)
     place = _place(path, controller, ca)
@@ -73,7 +83,12 @@ def login(
     else:
         name = user or place.user or click.prompt("User", err=True)
         secret = _secret(password_file) if password_file else _asked(name)
-        made = _by_password(place, name, secret)
+        wanted = _secret(new_password_file) if new_password_file else ""
+        made, must_change = _by_password(place, name, secret)
+        if must_change and not wanted:
+            wanted = _chosen(made)
+        if wanted:
+            _change_password(made, secret, wanted)
     try:
         write_login(path, made)
     except LoginError as error:
@@ -140,13 +155,42 @@ def _secret(file: str) -> str:
     return line
 
 
-def _by_password(place: Login, user: str, password: str) -> Login:
+def _chosen(made: Login) -> str:
+    """A new password."""
+    told = "this password was set by somebody else and must be changed"
+    if not sys.stdin.isatty():
+        _end(made, again=True)
+        fail(f"{told}; nobody can be asked for a new one here; use --new-password-file")
+    complain(told)
+    password: str = click.prompt("New password", hide_input=True, confirmation_prompt=True, err=True)
+    return password
+
+
+def _change_password(made: Login, present: str, wanted: str) -> None:
+    async def act(client: Client) -> str:
+        try:
+            body = {"present": present, "wanted": wanted}
+            await client.ask("PUT", "/api/v1/accounts/current/password", body=body)
+        except ClientError as error:
+            return str(error)
+        return ""
+
+    trouble = with_controller(act, made, again=True)
+    if trouble:
+        _end(made, again=True)
+        fail(f"the password stays as it is: {trouble}")
+
+
+def _by_password(place: Login, user: str, password: str) -> tuple[Login, bool]:
+    """The sign-in, and whether the password must be changed before anything else."""
+
     async def act(client: Client) -> Any:
         body = {"user": user, "password": password}
         return (await client.ask("POST", "/api/v1/sessions", body=body)).document
 
     made = with_controller(act, Login(place.controller, place.authority))
-    return Login(place.controller, place.authority, made["user"], made["token"], made["expires_at"])
+    whole = Login(place.controller, place.authority, made["user"], made["token"], made["expires_at"])
+    return whole, made["must_change_password"]
 
 
 def _by_token(place: Login, token: str) -> Login:
@@ -178,7 +222,7 @@ def logout(keep_session: bool) -> None:
     print_line(f"Signed out of {known.controller}.")
 
 
-def _end(known: Login) -> None:
+def _end(known: Login, *, again: bool = False) -> None:
     async def act(client: Client) -> str:
         try:
             whose = (await client.ask("GET", "/api/v1/sessions/current")).document
@@ -189,7 +233,7 @@ def _end(known: Login) -> None:
             return "" if error.status == 401 else str(error)
         return ""
 
-    trouble = with_controller(act, known)
+    trouble = with_controller(act, known, again=again)
     if trouble:
         when = f" at {shown_time(known.expires_at)} UTC" if known.expires_at else ""
         complain(f"{trouble}; the session ends by itself{when}")

@@ -41,7 +41,9 @@ class People:
         return shown(await self._create(actor, wanted["user"], wanted["roles"], wanted["password"]))
 
     async def change_account(self, actor: Actor, user: str, wanted: Json) -> Json:
-        """`Account`; a new password and being disabled end its sessions."""
+        """`Account`; a new password and being disabled end its sessions. A password that somebody else set
+        has to be changed by whom it is for.
+        """
         before = await self._ledger.read(_found, user)
         if "roles" in wanted:
             _check_roles(wanted["roles"])
@@ -56,6 +58,7 @@ class People:
                 roles=tuple(sorted(wanted.get("roles", row.roles))),
                 disabled=wanted.get("disabled", row.disabled),
                 password=row.password if hashed is None else hashed,
+                must_change=row.must_change if hashed is None else fold(row.name) != fold(actor.user),
                 changed=self._ledger.clock(),
             )
             _check_change(connection, actor, row, account_of(after))
@@ -89,7 +92,8 @@ class People:
 
         def create(connection: sqlite3.Connection, tell: Tell) -> UserRow:
             now = self._ledger.clock()
-            row = UserRow(self._ledger.new_id(), user, tuple(sorted(set(roles))), hashed, now, now)
+            given = tuple(sorted(set(roles)))
+            row = UserRow(self._ledger.new_id(), user, given, hashed, now, now, must_change=True)
             users.add(connection, row)
             tell(Told("account_create", user, compare(None, _told(row))))
             return row
@@ -103,6 +107,7 @@ def shown(row: UserRow) -> Mapping[str, Any]:
         "user": row.name,
         "roles": sorted(row.roles),
         "disabled": row.disabled,
+        "must_change_password": row.must_change,
         "created_at": moment(row.created),
         "last_login_at": None if row.last_login is None else moment(row.last_login),
     }

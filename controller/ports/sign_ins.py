@@ -156,6 +156,7 @@ class SignIns:
             "roles": list(principal.roles),
             "permissions": sorted(principal.permissions),
             "expires_at": moment(principal.expires),
+            "must_change_password": principal.must_change,
         }
 
     async def log_out(self, actor: Actor) -> None:
@@ -170,7 +171,7 @@ class SignIns:
         await self._ledger.act(actor, end)
 
     async def change_password(self, actor: Actor, present: str, wanted: str) -> None:
-        """Set the actor's own password and end their other sessions."""
+        """Set the actor's own password to another one, and end their other sessions."""
         row = await self._ledger.read(users.find, actor.user)
         if row is None:
             raise RefusedError("this account is no longer there")
@@ -178,6 +179,8 @@ class SignIns:
             told = "the present password is another one"
             await self._ledger.tell(actor, Told("password_change", row.name, refused=told))
             raise RefusedError(told)
+        if prepare(wanted) == prepare(present):
+            raise InvalidError([Fault("/wanted", "this is the present password; choose another one")])
         hashed = await self._desk.hash(wanted, row.name, "/wanted")
         known = row
 
@@ -224,7 +227,13 @@ def _session_bearer(connection: sqlite3.Connection, digest: bytes, now: float) -
         return None
     account = account_of(owner)
     principal = Principal(
-        owner.name, "session", row.id, tuple(sorted(owner.roles)), account.permissions, session.ends()
+        owner.name,
+        "session",
+        row.id,
+        tuple(sorted(owner.roles)),
+        account.permissions,
+        session.ends(),
+        owner.must_change,
     )
     return _Bearer(principal, session.is_to_be_noted(now))
 
@@ -256,4 +265,5 @@ def _session_row(ident: str, secret: Credential, user: str, now: float, address:
 def _principal(row: UserRow, session: str, now: float) -> Principal:
     account = account_of(row)
     ends = Session(row.name, now, now).ends()
-    return Principal(row.name, "session", session, tuple(sorted(row.roles)), account.permissions, ends)
+    roles = tuple(sorted(row.roles))
+    return Principal(row.name, "session", session, roles, account.permissions, ends, row.must_change)

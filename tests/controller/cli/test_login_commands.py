@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
-from controller.api.ports import UnavailableError
+from twisted.internet.defer import fail, succeed
+
+from controller.api.ports import InvalidError, UnavailableError
+from controller.api.schema import Fault
 from controller.cli.login import read_login
-from tests.controller.api.doubles import EVERYTHING, PASSWORD
+from tests.controller.api.doubles import EVERYTHING, PASSWORD, example
 from tests.controller.cli.fleet_server import FleetTestCase
 
 
@@ -36,6 +39,49 @@ class LoginTests(FleetTestCase):
         told = self.bad(*self.first, "--user", "admin", "--password-file", "-", stdin="wrong")
         self.assertIn("do not belong together", told)
         self.assertFalse(self.file.exists())
+
+    def must_change(self, must: bool = True) -> list[tuple[str, str]]:
+        """Have the controller want another password; what it is given, in order."""
+        changed: list[tuple[str, str]] = []
+        made = {**example("Login"), "token": EVERYTHING, "must_change_password": must}
+
+        def change(actor: object, present: str, wanted: str) -> object:
+            if len(wanted) < 12:
+                return fail(InvalidError([Fault("/wanted", "must have at least 12 characters")]))
+            changed.append((present, wanted))
+            return succeed(None)
+
+        self.patch(self.world.accounts, "log_in", lambda *_: succeed(made))
+        self.patch(self.world.accounts, "change_password", change)
+        return changed
+
+    def test_a_password_that_must_be_changed(self) -> None:
+        changed = self.must_change()
+        options = (*self.first, "--user", "admin", "--password-file", "-")
+        told = self.bad(*options, stdin=PASSWORD)
+        self.assertIn("use --new-password-file", told)
+        self.assertFalse(self.file.exists())
+        new = self.folder / "new"
+        new.write_text("short\n")
+        told = self.bad(*options, "--new-password-file", str(new), stdin=PASSWORD)
+        self.assertIn("at least 12", told)
+        self.assertFalse(self.file.exists())
+        self.assertEqual([act for act, _ in self.world.accounts.acts], ["log_out"] * 2)
+        new.write_text("tall glass of cold water\n")
+        told = self.good(*options, "--new-password-file", str(new), stdin=PASSWORD)
+        self.assertIn("as admin", told)
+        self.assertEqual(changed, [(PASSWORD, "tall glass of cold water")])
+        self.assertNotIn("tall glass", self.file.read_text() + told)
+        told = self.bad(*options, "--new-password-file", "-", stdin=PASSWORD, code=2)
+        self.assertIn("only one password", told)
+
+    def test_a_password_is_changed_because_somebody_wants_to(self) -> None:
+        changed = self.must_change(False)
+        new = self.folder / "new"
+        new.write_text("tall glass of cold water")
+        options = (*self.first, "--user", "admin", "--password-file", "-", "--new-password-file", str(new))
+        self.good(*options, stdin=PASSWORD)
+        self.assertEqual(changed, [(PASSWORD, "tall glass of cold water")])
 
     def test_an_api_token(self) -> None:
         told = self.good(*self.first, "--token-file", "-", stdin=EVERYTHING + "\n")

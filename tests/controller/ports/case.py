@@ -28,6 +28,8 @@ from tests.controller.store.trails import NOON, Steps, StoreCase
 
 T = TypeVar("T")
 GOOD = "tall glass of cold water"
+CHOSEN = "the owl is not what it seems"
+"""The first admin's password, once it is changed."""
 ROOT = Actor("admin", "session", "s1", "192.0.2.7", "r1")
 
 
@@ -82,10 +84,25 @@ class PortCase(StoreCase):
 
     @inlineCallbacks
     def admin(self) -> Steps[str]:
-        """A first admin, and the token of its session."""
+        """A first admin who has chosen a password, and the token of its session."""
         password = yield run(first_admin(self.ledger, self.passwords))
         made = yield run(self.accounts.log_in("admin", password, Actor("", "", "", "192.0.2.9", "r0")))
+        actor = Actor("admin", "session", made["session"], "192.0.2.9", "r0")
+        yield run(self.accounts.change_password(actor, password, CHOSEN))
         return str(made["token"])
+
+    @inlineCallbacks
+    def person(self, session: str, user: str, *roles: str) -> Steps[str]:
+        """Another account, made by the owner of `session`, and the token of its session; its password is
+        `CHOSEN`.
+        """
+        wanted = {"user": user, "password": GOOD, "roles": list(roles)}
+        made = yield self.ask("POST", "/api/v1/accounts", wanted, token=session)
+        self.assertEqual(made.status, 201, made.body)
+        begun = yield run(self.accounts.log_in(user, GOOD, Actor("", "", "", "192.0.2.9", "r0")))
+        actor = Actor(user, "session", begun["session"], "192.0.2.9", "r0")
+        yield run(self.accounts.change_password(actor, GOOD, CHOSEN))
+        return str(begun["token"])
 
     @inlineCallbacks
     def ask(

@@ -116,6 +116,48 @@ class SignIns(PortCase):
         yield run(self.accounts.log_in("bob", GOOD + "!", NOBODY))
 
     @inlineCallbacks
+    def test_a_password_that_somebody_else_knows_is_changed_first(self) -> Steps[None]:
+        password = yield run(first_admin(self.ledger, self.passwords))
+        made = yield self.ask("POST", "/api/v1/sessions", {"user": "admin", "password": password})
+        self.assertTrue(made.json["must_change_password"])
+        token = made.json["token"]
+        for method, path, body in (
+            ("GET", "/api/v1/accounts", None),
+            ("GET", "/api/v1/api-tokens", None),
+            ("POST", "/api/v1/api-tokens", {"name": "x", "permissions": ["status"], "expires_in": 60}),
+            ("PATCH", "/api/v1/accounts/admin", {"password": GOOD}),
+        ):
+            reply = yield self.ask(method, path, body, token=token)
+            self.assertEqual((reply.status, reply.json["code"]), (403, "password-change-required"), path)
+        who = yield self.ask("GET", "/api/v1/sessions/current", token=token)
+        self.assertTrue(who.json["must_change_password"])
+        path = "/api/v1/accounts/current/password"
+        same = yield self.ask("PUT", path, {"present": password, "wanted": password}, token=token)
+        self.assertEqual((same.status, same.json["errors"][0]["pointer"]), (422, "/wanted"))
+        done = yield self.ask("PUT", path, {"present": password, "wanted": GOOD}, token=token)
+        self.assertEqual(done.status, 204, done.body)
+        shown = yield self.ask("GET", "/api/v1/accounts/admin", token=token)
+        self.assertEqual((shown.status, shown.json["must_change_password"]), (200, False))
+
+    @inlineCallbacks
+    def test_a_password_that_was_reset_is_changed_first(self) -> Steps[None]:
+        admin = yield self.admin()
+        bob = yield self.person(admin, "bob", "operator")
+        wanted = {"name": "ci", "permissions": ["status"], "expires_in": 60}
+        token = (yield self.ask("POST", "/api/v1/api-tokens", wanted, token=bob)).json["token"]
+        reply = yield self.ask("PATCH", "/api/v1/accounts/bob", {"password": GOOD}, token=admin)
+        self.assertTrue(reply.json["must_change_password"])
+        made = yield run(self.accounts.log_in("bob", GOOD, NOBODY))
+        denied = yield self.ask("GET", "/api/v1/status", token=made["token"])
+        self.assertEqual((denied.status, denied.json["code"]), (403, "password-change-required"))
+        # Programs have no password.
+        reply = yield self.ask("GET", "/api/v1/status", token=token)
+        self.assertEqual(reply.status, 200, reply.body)
+        own = {"password": GOOD + "!"}
+        reply = yield self.ask("PATCH", "/api/v1/accounts/admin", own, token=admin)
+        self.assertFalse(reply.json["must_change_password"])
+
+    @inlineCallbacks
     def test_what_is_no_token(self) -> Steps[None]:
         for text in ("", "dfs1_", "dfs1_" + "A" * 43, "dfa1_" + "A" * 43, "\udc80"):
             found = yield run(self.accounts.authenticate(text, ""))
@@ -137,7 +179,7 @@ class People(PortCase):
         self.assertEqual(([each["user"] for each in items(rest)], rest.json["next"]), (["bob"], None))
         session = (yield run(self.accounts.log_in("bob", GOOD, NOBODY)))["token"]
         denied = yield self.ask("GET", "/api/v1/accounts", token=session)
-        self.assertEqual(denied.status, 403)
+        self.assertEqual((denied.status, denied.json["code"]), (403, "password-change-required"))
         reply = yield self.ask(
             "PATCH", "/api/v1/accounts/bob", {"roles": ["auditor"], "disabled": True}, token=token
         )
@@ -221,9 +263,7 @@ class ApiTokens(PortCase):
     @inlineCallbacks
     def test_it_ends_with_its_time_and_shrinks_with_its_owner(self) -> Steps[None]:
         session = yield self.admin()
-        bob = {"user": "bob", "password": GOOD, "roles": ["operator", "auditor"]}
-        yield self.ask("POST", "/api/v1/accounts", bob, token=session)
-        own = (yield run(self.accounts.log_in("bob", GOOD, NOBODY)))["token"]
+        own = yield self.person(session, "bob", "operator", "auditor")
         reply = yield self.make(own, permissions=["locks"])
         token = reply.json["token"]
         found = yield run(self.accounts.authenticate(token, ""))
@@ -238,9 +278,7 @@ class ApiTokens(PortCase):
     def test_of_somebody_else(self) -> Steps[None]:
         session = yield self.admin()
         ident = (yield self.make(session)).json["id"]
-        bob = {"user": "bob", "password": GOOD, "roles": ["operator"]}
-        yield self.ask("POST", "/api/v1/accounts", bob, token=session)
-        own = (yield run(self.accounts.log_in("bob", GOOD, NOBODY)))["token"]
+        own = yield self.person(session, "bob", "operator")
         shown = yield self.ask("GET", "/api/v1/api-tokens", token=own)
         self.assertEqual(items(shown), [])
         gone = yield self.ask("DELETE", f"/api/v1/api-tokens/{ident}", token=own)

@@ -95,13 +95,13 @@ class Numbers(HealthCase):
         reply = yield self.ask("GET", "/api/v1/status", token=session)
         self.assertEqual(reply.status, 200, reply.body)
         self.assertEqual(reply.json["defenders"], {"online": 1, "stale": 1, "offline": 2})
-        self.assertEqual(reply.json["events"], 2)
+        self.assertEqual(reply.json["events"], 3)
         self.assertEqual(reply.json["root"], "ab" * 32)
         reply = yield self.ask("GET", "/metrics", token=session)
         text = reply.body.decode()
         for line in (
             'dfleet_defenders{state="offline"} 2',
-            "dfleet_events_stored_total 2",
+            "dfleet_events_stored_total 3",
             'dfleet_sink_lag_events{sink="siem"} 3',
             'dfleet_ready{check="store"} 1',
         ):
