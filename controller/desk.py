@@ -76,8 +76,8 @@ class Publisher(Typed):
 class Desk(Service):
     """See the module; implements `controller.channel.protocol.Desk`.
 
-    `visits` are the sessions that count, by the defender's id; `heard` says when each defender was last heard
-    of, in unix seconds. `publisher` is set before the first session is welcomed.
+    `visits` are the sessions that count, by the defender's id. `publisher` is set before the first session is
+    welcomed.
     """
 
     log = Logger()
@@ -98,7 +98,7 @@ class Desk(Service):
         self.trust_domain = trust_domain
         self.publisher: Publisher | None = None
         self.visits: dict[str, Visit] = {}
-        self.heard_at: dict[str, float] = {}
+        self._heard_at: dict[str, float] = {}
         self.intake = Intake(events)
         self._reactor = reactor
         self._database = database
@@ -167,6 +167,15 @@ class Desk(Service):
     def connected(self) -> Collection[str]:
         """The ids of the defenders that are there."""
         return self.visits.keys()
+
+    def last_heard(self, defender: str) -> float | None:
+        """When a byte of its session came, in unix seconds; of one that is gone, when it went. None if it was
+        not here since the start."""
+        visit = self.visits.get(defender)
+        if visit is not None and visit.session is not None:
+            # A defender that has nothing to say is heard of by its PONGs, which nobody here is told of.
+            return self._clock() - visit.session.silence(self._reactor.seconds())
+        return self._heard_at.get(defender)
 
     # -- `controller.channel.protocol.Desk`
 
@@ -265,7 +274,7 @@ class Desk(Service):
             self.publisher.disconnected(identity.identifier)
 
     def _hear(self, defender: str) -> None:
-        self.heard_at[defender] = self._unkept[defender] = self._clock()
+        self._heard_at[defender] = self._unkept[defender] = self._clock()
 
     def _unkept_status(self, failure: Failure) -> None:
         failure.trap(UnwritableStoreError, OverloadedStoreError)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Protocol
 
 from controller.presence import Presence, presence
@@ -11,9 +11,8 @@ from controller.presence import Presence, presence
 class Desk(Protocol):
     """Who is connected; `controller.desk.Desk` is one."""
 
-    @property
-    def heard_at(self) -> Mapping[str, float]:
-        """When each defender was last heard of since the start, in unix seconds."""
+    def last_heard(self, defender: str) -> float | None:
+        """When it was last heard of since the start, in unix seconds."""
 
     def connected(self) -> Collection[str]:
         """The ids of the defenders whose session is open."""
@@ -30,7 +29,7 @@ class Links:
 
     def last_heard(self, defender: str, kept: float | None) -> float | None:
         """When it was last heard of; `kept` is what the store says."""
-        heard = None if self._desk is None else self._desk.heard_at.get(defender)
+        heard = None if self._desk is None else self._desk.last_heard(defender)
         return max((each for each in (heard, kept) if each is not None), default=None)
 
     def is_connected(self, defender: str) -> bool:

@@ -248,6 +248,10 @@ class ChannelSession:
             self._end(code, detail, outputs)
         return outputs
 
+    def silence(self, now: float) -> float:
+        """Seconds since a byte came from the peer."""
+        return max(0.0, now - self._heard)
+
     @property
     def _ping_due(self) -> float:
         return max(self._heard, self._pinged) + self.ping_after

@@ -35,9 +35,11 @@ from defender.channel.store import MemberStore
 from defender.contract.audit import defender_event
 from defender.contract.bundle import Bundle, sign_bundle
 from defender.contract.contents import locks_content
+from defender.contract.framing import frame
 from defender.contract.join_token import JoinToken, new_token
-from defender.contract.message_bytes import push_frames, snapshot_frame
+from defender.contract.message_bytes import encode_message, push_frames, snapshot_frame
 from defender.contract.message_fields import Position
+from defender.contract.messages import Pong
 from defender.contract.snapshot import Snapshot, sign_snapshot
 from defender.member import FleetMember
 from tests.controller.channel.test_service import SETTINGS
@@ -238,6 +240,23 @@ class DeskTests(DeskCase):
         await self.until(lambda: first not in self.reception.visits)
         self.assertEqual(self.publisher.of("disconnected"), [])
         self.assertIs(self.desk.visits[defender], second)
+
+    async def test_who_has_nothing_to_say_is_heard_of_while_it_answers_ping(self) -> None:
+        member = await self.joined("web1")
+        defender = self.identifier(member)
+        session = self.desk.visits[defender].session
+        assert session is not None
+        # Long after the last message a PONG comes, and no message with it.
+        before = self.desk._clock()
+        self.desk._clock = lambda: before + 600
+        session.bytes_received(frame(encode_message(Pong(0), session.revision)), reactor.seconds())
+        heard = self.desk.last_heard(defender)
+        assert heard is not None
+        self.assertGreater(heard, before + 300)
+        self.assertTrue(self.desk.cut(defender, "enough"))
+        await self.until(lambda: defender not in self.desk.visits)
+        self.assertIsNotNone(self.desk.last_heard(defender))
+        self.assertIsNone(self.desk.last_heard("nobody"))
 
     async def test_who_was_removed_or_locked_is_not_welcome(self) -> None:
         member = await self.joined("web1")

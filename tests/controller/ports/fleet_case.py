@@ -39,6 +39,9 @@ class LinkedDesk(FakeDesk):
     def connected(self) -> set[str]:
         return self.online
 
+    def last_heard(self, defender: str) -> float | None:
+        return self.heard_at.get(defender)
+
     def cut(self, defender: str, why: str) -> bool:
         self.cuts.append(defender)
         return defender in self.online

@@ -30,6 +30,10 @@ class FakeDesk:
         """Those of the test."""
         return self.there
 
+    def last_heard(self, defender: str) -> float | None:
+        """As the test says."""
+        return self.heard_at.get(defender)
+
     def cut(self, defender: str, why: str) -> bool:
         """Note it."""
         self.cuts.append(defender)
