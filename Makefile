@@ -2,6 +2,8 @@
 # make down  stop what make up started
 # make test  everything: linters, and all tests on a real Engine (root; installs what it needs on Debian, Ubuntu)
 # make bench    the defender beside other proxies; BENCH="--quick" and so on, see docs/explanation/performance.md
+# make bench-fleet  a controller and thousands of simulated defenders; BENCH="--quick" and so on, see
+#            docs/explanation/fleet-performance.md
 # make profile  flame graphs of the defender under load; PROFILE="--native DIRECTORY" and so on
 # make soak  hours of mixed load, then a leak check (root); SOAK="--minutes 2" and so on, see docs/explanation/soak.md
 #
@@ -16,7 +18,7 @@ PYTEST ?= tests
 UNSET = env -u FLEET_STATE -u DOCKER_HOST -u DOCKER_TLS_VERIFY -u DOCKER_CERT_PATH -u DOCKER_CONFIG \
 	-u DOCKER_CONTEXT -u DOCKER_API_VERSION -u DOCKER_BUILDKIT PATH="$$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
-.PHONY: up down test lint bench soak profile docs python
+.PHONY: up down test lint bench bench-fleet soak profile docs python
 .NOTPARALLEL:
 
 up: python
@@ -44,6 +46,10 @@ linted:
 bench: python
 	@$(PYTHON) -m deploy.prepare --extra test --extra bench bench
 	@$(UNSET) .venv/bin/python -m tests.bench.run $(BENCH)
+
+bench-fleet: python
+	@$(PYTHON) -m deploy.prepare --extra test bench-fleet
+	@$(UNSET) .venv/bin/python -m tests.bench.fleet.run $(BENCH)
 
 soak: python
 	@$(PYTHON) -m deploy.prepare --extra test test

@@ -61,8 +61,8 @@ def prepare(extras: list[str], purpose: str) -> None:
     if purpose == "bench":
         engine = ENGINE_PROGRAMS if os.geteuid() == 0 else {}
         packages.require({**BENCH_PROGRAMS, **engine}, "make bench")
-    elif purpose == "profile":
-        packages.require(PROFILE_PROGRAMS, "make profile")
+    elif purpose in ("profile", "bench-fleet"):
+        packages.require(PROFILE_PROGRAMS, f"make {purpose}")
     elif purpose == "test":
         if os.geteuid() != 0:
             raise SetupError(
@@ -80,7 +80,7 @@ def main() -> int:
     """Run it; return the exit code."""
     parser = argparse.ArgumentParser(prog="python3 -m deploy.prepare", description=__doc__)
     parser.add_argument("--extra", action="append", default=[], help="extra requirements of setup.cfg")
-    parser.add_argument("purpose", choices=("lint", "bench", "profile", "test", "docs"))
+    parser.add_argument("purpose", choices=("lint", "bench", "bench-fleet", "profile", "test", "docs"))
     arguments = parser.parse_args()
     try:
         prepare(arguments.extra, arguments.purpose)
