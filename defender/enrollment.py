@@ -20,11 +20,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
+from hashlib import sha256
 from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -211,7 +213,13 @@ class Enrollment:
             hosts=self._hosts,
             agent=self._agent,
         )
-        self.log.info("asking to join as {name}, with the token {token}", name=self._name, token=token.id)
+        spki = keys.key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        self.log.info(
+            "asking to join as {name}, with the token {token} and the key {key}",
+            name=self._name,
+            token=token.id,
+            key=sha256(spki).hexdigest(),  # whoever approves this host compares it
+        )
         pins = frozenset({token.pin})
         patient = member is None or self._clock() > member.not_after
         answer = await self._asked(pins, lambda binding: encode_request(request), patient=patient)

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from controller.pki.admission import admit, keys_of
@@ -285,6 +285,16 @@ class ApprovalTests(EnrollmentCase):
         self.clock.advance(10)
         self.assertEqual(self.successResultOf(joining).name, "web1")
         self.assertEqual(self.controller.tokens[token.id].uses, 1)
+
+    def test_whoever_agrees_can_compare_the_key(self) -> None:
+        said: list[LogEvent] = []
+        globalLogPublisher.addObserver(said.append)
+        self.addCleanup(globalLogPublisher.removeObserver, said.append)
+        joining = self.enrollment().begin(self.controller.token(approval=True))
+        ((place, _),) = self.controller.uses.items()
+        self.assertIn(f"the key {place[1].hex()}", "\n".join(map(formatEvent, said)))
+        joining.cancel()
+        self.failureResultOf(joining)
 
     def test_it_is_told_no(self) -> None:
         joining = self.enrollment().begin(self.controller.token(approval=True))
