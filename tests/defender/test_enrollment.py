@@ -287,12 +287,9 @@ class ApprovalTests(EnrollmentCase):
         self.assertEqual(self.controller.tokens[token.id].uses, 1)
 
     def test_whoever_agrees_can_compare_the_key(self) -> None:
-        said: list[LogEvent] = []
-        globalLogPublisher.addObserver(said.append)
-        self.addCleanup(globalLogPublisher.removeObserver, said.append)
         joining = self.enrollment().begin(self.controller.token(approval=True))
         ((place, _),) = self.controller.uses.items()
-        self.assertIn(f"the key {place[1].hex()}", "\n".join(map(formatEvent, said)))
+        self.assertIn(f"the key {place[1].hex()}", "\n".join(map(formatEvent, self.events)))
         joining.cancel()
         self.failureResultOf(joining)
 
