@@ -127,6 +127,17 @@ def check_change(accounts: Iterable[Account], actor: str, user: str, after: Acco
         raise AccountError(f"{name!r} is the last admin; make another one first")
 
 
+def check_reach(own: frozenset[str], roles: Iterable[str]) -> None:
+    """Raise AccountError if somebody who may do `own` may not look after an account with these roles.
+
+    Who gives a role, or sets the password of an account, can act as it: so nobody does either where the role
+    can do more than they can, be it that they are a token of a narrow scope.
+    """
+    beyond = sorted(permissions_of(roles) - own)
+    if beyond:
+        raise AccountError(f"this account can do more than you, who lack {', '.join(beyond)}")
+
+
 # API tokens
 
 

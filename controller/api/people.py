@@ -60,17 +60,18 @@ async def account(call: Call) -> Answer:
 
 async def create_account(call: Call) -> Answer:
     """Make an account."""
-    return Answer(await call.ports.accounts.create_account(call.actor, call.body))
+    return Answer(await call.ports.accounts.create_account(call.actor, call.body, call.permissions))
 
 
 async def change_account(call: Call) -> Answer:
     """Change an account."""
-    return Answer(await call.ports.accounts.change_account(call.actor, call.path["user"], call.body))
+    accounts, user = call.ports.accounts, call.path["user"]
+    return Answer(await accounts.change_account(call.actor, user, call.body, call.permissions))
 
 
 async def remove_account(call: Call) -> Answer:
     """Remove an account."""
-    await call.ports.accounts.remove_account(call.actor, call.path["user"])
+    await call.ports.accounts.remove_account(call.actor, call.path["user"], call.permissions)
     return Answer()
 
 
@@ -157,7 +158,7 @@ ROUTES: Final = (
         "POST",
         "/api/v1/accounts",
         "create_account",
-        "Make an account.",
+        "Make an account, with roles that can do no more than who makes it.",
         "accounts.write",
         create_account,
         status=201,
@@ -180,7 +181,7 @@ ROUTES: Final = (
         "PATCH",
         "/api/v1/accounts/{user}",
         "change_account",
-        "Change the roles of an account, disable it, or set its password.",
+        "Change the roles of an account that can do no more than oneself, disable it, or set its password.",
         "accounts.write",
         change_account,
         variables=_USER,

@@ -168,14 +168,20 @@ class Accounts(Protocol):
     def account(self, user: str) -> Awaitable[Json]:
         """`Account`."""
 
-    def create_account(self, actor: Actor, wanted: Json) -> Awaitable[Json]:
-        """`Account`, from `NewAccount`; ConflictError if the name is taken."""
+    def create_account(self, actor: Actor, wanted: Json, permissions: frozenset[str]) -> Awaitable[Json]:
+        """`Account`, from `NewAccount`; ConflictError if the name is taken. `permissions` are the actor's,
+        here and below: RefusedError if the account's roles can do more.
+        """
 
-    def change_account(self, actor: Actor, user: str, wanted: Json) -> Awaitable[Json]:
-        """`Account`, from `AccountChange`; RefusedError where nobody could undo it."""
+    def change_account(
+        self, actor: Actor, user: str, wanted: Json, permissions: frozenset[str]
+    ) -> Awaitable[Json]:
+        """`Account`, from `AccountChange`; RefusedError where nobody could undo it, and if its roles can do
+        more than the actor, before or after.
+        """
 
-    def remove_account(self, actor: Actor, user: str) -> Awaitable[None]:
-        """Remove an account with its sessions and tokens."""
+    def remove_account(self, actor: Actor, user: str, permissions: frozenset[str]) -> Awaitable[None]:
+        """Remove an account with its sessions and tokens; RefusedError if it can do more than the actor."""
 
     def api_tokens(self, actor: Actor, everybody: bool, page: PageWish) -> Awaitable[Json]:
         """`ApiTokenPage`: the actor's own, or everybody's."""

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from controller.accounts import USER, Account, AccountError, check_account, check_change, check_roles
+from controller.accounts import (
+    USER,
+    Account,
+    AccountError,
+    check_account,
+    check_change,
+    check_reach,
+    check_roles,
+)
 from controller.admin_audit import compare
-from controller.api.ports import Actor, InvalidError, Json, NotFoundError, PageWish, RefusedError
+from controller.api.ports import (
+    Actor,
+    ConflictError,
+    InvalidError,
+    Json,
+    NotFoundError,
+    PageWish,
+    RefusedError,
+)
 from controller.api.schema import Fault
 from controller.api.shapes import moment
 from controller.ports.ledger import Ledger, Tell, Told
@@ -36,23 +52,31 @@ class People:
         """`Account`."""
         return shown(await self._ledger.read(_found, user))
 
-    async def create_account(self, actor: Actor, wanted: Json) -> Json:
+    async def create_account(self, actor: Actor, wanted: Json, permissions: frozenset[str]) -> Json:
         """`Account`; ConflictError if the name is taken, however it is written."""
+        _check_roles(wanted["roles"])
+        await self._check_reach(actor, "account_create", wanted["user"], permissions, wanted["roles"])
         return shown(await self._create(actor, wanted["user"], wanted["roles"], wanted["password"]))
 
-    async def change_account(self, actor: Actor, user: str, wanted: Json) -> Json:
+    async def change_account(
+        self, actor: Actor, user: str, wanted: Json, permissions: frozenset[str]
+    ) -> Json:
         """`Account`; a new password and being disabled end its sessions. A password that somebody else set
         has to be changed by whom it is for.
         """
         before = await self._ledger.read(_found, user)
         if "roles" in wanted:
             _check_roles(wanted["roles"])
+        roles = (*before.roles, *wanted.get("roles", ()))
+        await self._check_reach(actor, "account_change", before.name, permissions, roles)
         hashed = None
         if "password" in wanted:
             hashed = await self._desk.hash(wanted["password"], before.name, "/password")
 
         def change(connection: sqlite3.Connection, tell: Tell) -> UserRow:
             row = _found(connection, user)
+            if row.roles != before.roles:
+                raise ConflictError("the roles of this account were changed by somebody else meanwhile")
             after = replace(
                 row,
                 roles=tuple(sorted(wanted.get("roles", row.roles))),
@@ -71,23 +95,35 @@ class People:
 
         return shown(await self._ledger.act(actor, change))
 
-    async def remove_account(self, actor: Actor, user: str) -> None:
+    async def remove_account(self, actor: Actor, user: str, permissions: frozenset[str]) -> None:
         """Remove an account with its sessions and tokens."""
+        before = await self._ledger.read(_found, user)
+        await self._check_reach(actor, "account_remove", before.name, permissions, before.roles)
 
         def remove(connection: sqlite3.Connection, tell: Tell) -> None:
             row = _found(connection, user)
+            if row.roles != before.roles:
+                raise ConflictError("the roles of this account were changed by somebody else meanwhile")
             _check_change(connection, actor, row, None)
             users.remove(connection, row.id)
             tell(Told("account_remove", row.name, compare(_told(row), None)))
 
         await self._ledger.act(actor, remove)
 
+    async def _check_reach(
+        self, actor: Actor, action: str, target: str, own: frozenset[str], roles: Iterable[str]
+    ) -> None:
+        try:
+            check_reach(own, roles)
+        except AccountError as error:
+            await self._ledger.tell(actor, Told(action, target, refused=str(error)))
+            raise RefusedError(str(error)) from None
+
     async def _create(self, actor: Actor, user: str, roles: list[str], password: str) -> UserRow:
         try:
             check_account(user, (USER,))
         except AccountError as error:
             raise InvalidError([Fault("/user", str(error))]) from None
-        _check_roles(roles)
         hashed = await self._desk.hash(password, user, "/password")
 
         def create(connection: sqlite3.Connection, tell: Tell) -> UserRow:

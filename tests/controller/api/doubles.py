@@ -106,17 +106,19 @@ class FakeAccounts:
         """There is bruce."""
         return given("Account") if user == "bruce" else fail(NotFoundError(f"there is no account {user}"))
 
-    def create_account(self, actor: Actor, wanted: Json) -> Deferred[Json]:
+    def create_account(self, actor: Actor, wanted: Json, permissions: frozenset[str]) -> Deferred[Json]:
         """Answers when `waiting` is fired, if there is one."""
         self.created += 1
         self.acts.append(("create_account", actor))
         return self.waiting or given("Account")
 
-    def change_account(self, actor: Actor, user: str, wanted: Json) -> Deferred[Json]:
+    def change_account(
+        self, actor: Actor, user: str, wanted: Json, permissions: frozenset[str]
+    ) -> Deferred[Json]:
         """Whatever."""
         return given("Account")
 
-    def remove_account(self, actor: Actor, user: str) -> Deferred[None]:
+    def remove_account(self, actor: Actor, user: str, permissions: frozenset[str]) -> Deferred[None]:
         """The last admin stays."""
         if user == "admin":
             return fail(RefusedError("this is the last admin"))

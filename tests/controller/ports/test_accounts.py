@@ -84,7 +84,8 @@ class SignIns(PortCase):
 
     @inlineCallbacks
     def _again(self) -> Steps[str]:
-        yield run(self.accounts.create_account(NOBODY, {"user": "bob", "roles": ["user"], "password": GOOD}))
+        bob = {"user": "bob", "roles": ["user"], "password": GOOD}
+        yield run(self.accounts.create_account(NOBODY, bob, frozenset()))
         made = yield run(self.accounts.log_in("bob", GOOD, NOBODY))
         return str(made["token"])
 
@@ -205,6 +206,35 @@ class People(PortCase):
         reply = yield self.ask("GET", "/api/v1/accounts/admin", token=token)
         self.assertEqual((reply.json["roles"], reply.json["disabled"]), (["admin"], False))
         self.assertEqual((yield self.told("account_change", "account_remove")), [])
+
+    @inlineCallbacks
+    def test_nobody_makes_what_can_do_more_than_they(self) -> Steps[None]:
+        """Whoever may give a role, or set a password, can act as that account."""
+        admin = yield self.admin()
+        yield self.person(admin, "eve", "auditor")
+        wanted = {"name": "hr", "permissions": ["accounts", "status"], "expires_in": 3600}
+        token = (yield self.ask("POST", "/api/v1/api-tokens", wanted, token=admin)).json["token"]
+        new = {"user": "bob", "password": GOOD}
+        for method, path, body in (
+            ("POST", "accounts", {**new, "roles": ["admin"]}),
+            ("POST", "accounts", {**new, "roles": ["user", "operator"]}),
+            ("PATCH", "accounts/admin", {"password": GOOD}),
+            ("PATCH", "accounts/eve", {"roles": ["user"]}),
+            ("DELETE", "accounts/eve", None),
+        ):
+            reply = yield self.ask(method, f"/api/v1/{path}", body, token=token)
+            self.assertEqual((reply.status, reply.json["code"]), (403, "refused"), (method, path))
+            self.assertIn("can do more than you", reply.json["detail"])
+        told = yield self.told("account_create", "account_change", "account_remove")
+        self.assertEqual([each["decision"]["effect"] for each in told[-5:]], ["deny"] * 5)
+        reply = yield self.ask("POST", "/api/v1/accounts", {**new, "roles": ["user"]}, token=token)
+        self.assertEqual(reply.status, 201, reply.body)
+        reply = yield self.ask("PATCH", "/api/v1/accounts/bob", {"roles": ["auditor"]}, token=token)
+        self.assertEqual(reply.status, 403, reply.body)
+        reply = yield self.ask("PATCH", "/api/v1/accounts/bob", {"password": GOOD + "!"}, token=token)
+        self.assertEqual(reply.status, 200, reply.body)
+        reply = yield self.ask("DELETE", "/api/v1/accounts/bob", token=token)
+        self.assertEqual(reply.status, 204, reply.body)
 
     @inlineCallbacks
     def test_fields_that_cannot_be_used(self) -> Steps[None]:

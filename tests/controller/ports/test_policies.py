@@ -6,8 +6,7 @@ from typing import Any
 
 from twisted.internet.defer import inlineCallbacks
 
-from controller.api.ports import Actor
-from tests.controller.ports.case import GOOD, items, run
+from tests.controller.ports.case import items
 from tests.controller.ports.fleet_case import FleetCase
 from tests.controller.store.trails import Steps
 
@@ -202,16 +201,14 @@ class Texts(PolicyCase):
 class Permissions(PolicyCase):
     @inlineCallbacks
     def test_who_may_only_look(self) -> Steps[None]:
-        wanted = {"user": "eve", "roles": ["auditor"], "password": GOOD}
-        yield run(self.accounts.create_account(Actor("admin", "session", "s", "", ""), wanted))
-        made = yield run(self.accounts.log_in("eve", GOOD, Actor("", "", "", "", "")))
+        eve = yield self.person(self.session, "eve", "auditor")
         reply = yield self.ask(
             "PUT",
             f"{PATH}/builders/draft",
             {"text": OLD},
-            token=made["token"],
+            token=eve,
             headers={"If-None-Match": "*"},
         )
-        self.assertEqual(reply.status, 403)
+        self.assertEqual((reply.status, reply.json["code"]), (403, "not-allowed"))
         (refusal,) = yield self.told("save_draft")
         self.assertEqual(refusal["decision"]["effect"], "deny")
