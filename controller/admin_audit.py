@@ -8,7 +8,6 @@ an event may hold is bounded, whatever was changed.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,13 +27,9 @@ _NO_SECRETS: Final = frozenset(
 )
 
 
-#: Join tokens, sessions and API tokens of this project, wherever they were pasted.
-_OURS: Final = re.compile(r"dft1\.[a-z2-7.]+|df[sa]1_[\w-]+", re.IGNORECASE)
-
-
 def hide_secrets(text: str) -> str:
-    """A text without what has the shape of a secret, one of this project's own included."""
-    return hide_shapes(_OURS.sub(HIDDEN, text), HIDDEN)
+    """A text without what has the shape of a secret."""
+    return hide_shapes(text, HIDDEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +103,8 @@ def _shown(name: str, value: object, path: str, depth: int, hidden: list[str]) -
 
 @dataclass(frozen=True, slots=True)
 class AdminActor:
-    """Who did it. `via` is "session", "token", "cli" or "system"; `credential` is an id, never a secret."""
+    """Who did it. `via` is "session", "token", "system" for the controller itself, or "none" for somebody who
+    has not signed in; `credential` is an id, never a secret."""
 
     user: str
     via: str
@@ -131,7 +127,7 @@ def admin_event(
     `action` is NOUN_VERB, such as policy_publish, `target` what it was done to. `refused` is why it was not
     done, "" if it was. `request` is the id of the HTTP request.
     """
-    told: dict[str, object] = {"user": shorten(actor.user, MAX_NAME), "via": actor.via}
+    told: dict[str, object] = {"user": shorten(actor.user, MAX_NAME), "groups": [], "via": actor.via}
     if actor.address:
         told["src"] = actor.address
     if actor.credential:
@@ -149,6 +145,8 @@ def admin_event(
         "decision": {
             "effect": "deny" if refused else "allow",
             "rule": "",
+            "version": 0,
+            "digest": "",
             "reason": shorten(hide_secrets(refused), MAX_TEXT),
         },
     }

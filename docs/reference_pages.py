@@ -53,7 +53,8 @@ _EVENTS: Final = f"""\
 {_NOTE}
 
 The defender records events in its [spool](../specification/spool.md); `defenderctl audit tail --json` prints
-each as one line of JSON with the keys below. The machine-readable form of this page is
+each as one line of JSON with the keys below. The controller keeps the events of the whole fleet, and records
+what people do with it as events of kind `admin`. The machine-readable form of this page is
 [event.schema.json](event.schema.json).
 [How to read the audit log](../how-to/read-the-audit-log.md) shows the commands.
 """

@@ -42,6 +42,7 @@ KINDS: Final[Mapping[str, str]] = {
     "policy": "A policy or lock file that was activated, or one that was kept out.",
     "defender": "The defender started or stopped.",
     "gap": "Events that could not be written, with their number.",
+    "admin": "What somebody did with the controller, or wanted to, and what the controller did by itself.",
 }
 PHASES: Final[Mapping[str, str]] = {
     "attempt": "A call that changes something, or opens a stream, is about to be forwarded.",

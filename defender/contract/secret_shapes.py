@@ -70,7 +70,7 @@ SHAPES: Final = re.compile(
         | npm_[A-Za-z0-9]{16,} | pypi-[\w-]{16,} | dckr_(?:pat|oat)_[\w-]{8,} | tskey-[\w-]{8,}
         | hv[sbr]\.[\w-]{16,} | dop_v1_\w{16,} | shp(?:at|ss|ca|pa)_\w{16,}
         | SWMTKN-1-[\w-]+ | SWMKEY-1-[\w+/=-]+ | AGE-SECRET-KEY-\w+
-        | dft1\.[a-z2-7]{16}\.[a-z2-7]{8,}+(?:\.[a-z2-7]*+)?
+        | dft1\.[a-z2-7]{1,16}\.[a-z2-7]{4,}+(?:\.[a-z2-7]*+)? | df[sa]1_[\w-]{8,}
     )
     """,
     re.VERBOSE | re.DOTALL,

@@ -101,14 +101,20 @@ class Events(SynchronousTestCase):
             {
                 "kind": "admin",
                 "phase": "result",
-                "actor": {"user": "ann", "via": "session", "src": "10.1.2.3", "credential": "s-1"},
+                "actor": {
+                    "user": "ann",
+                    "groups": [],
+                    "via": "session",
+                    "src": "10.1.2.3",
+                    "credential": "s-1",
+                },
                 "req": {
                     "action": "policy_publish",
                     "target": "default",
                     "request": "r-1",
                     "comment": "CHG-1",
                 },
-                "decision": {"effect": "allow", "rule": "", "reason": ""},
+                "decision": {"effect": "allow", "rule": "", "version": 0, "digest": "", "reason": ""},
                 "before": {"published": 11},
                 "after": {"published": 12},
             },
@@ -118,8 +124,9 @@ class Events(SynchronousTestCase):
         event = admin_event(
             AdminActor("bob", "system"), "lock_add", "user eve", refused="bob lacks locks.write"
         )
-        self.assertEqual(event["decision"], {"effect": "deny", "rule": "", "reason": "bob lacks locks.write"})
-        self.assertEqual(event["actor"], {"user": "bob", "via": "system"})
+        decision: Any = event["decision"]
+        self.assertEqual((decision["effect"], decision["reason"]), ("deny", "bob lacks locks.write"))
+        self.assertEqual(event["actor"], {"user": "bob", "groups": [], "via": "system"})
 
     def test_no_credential_of_ours_gets_in(self) -> None:
         for text in (make_credential(SESSION, bytes(32)).text, "dft1.aaaa.bbbb.cccc"):

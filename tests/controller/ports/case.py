@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from twisted.internet import reactor
@@ -25,8 +26,11 @@ from controller.store.trail import TrailMover
 from tests.controller.api.doubles import World
 from tests.controller.api.harness import Connection, Reply, read_reply, request_bytes
 from tests.controller.store.trails import NOON, Steps, StoreCase
+from tests.schema import faults
 
 T = TypeVar("T")
+ROOT_FOLDER = Path(__file__).resolve().parents[3]
+SCHEMA: Any = json.loads((ROOT_FOLDER / "docs/reference/event.schema.json").read_text())
 GOOD = "tall glass of cold water"
 CHOSEN = "the owl is not what it seems"
 """The first admin's password, once it is changed."""
@@ -80,6 +84,8 @@ class PortCase(StoreCase):
         """The events of the controller with these actions, as they are in the event store."""
         yield self.mover.move()
         page = yield self.events_store.after(0, Query(actions=actions), 1000)
+        for each in page.events:
+            self.assertEqual(faults(each.event, SCHEMA), [], each.event)
         return [each.event for each in page.events]
 
     @inlineCallbacks

@@ -122,6 +122,8 @@ TOKENS = (
     "SWMTKN-1-" + "0a" * 25 + "-" + "1b" * 12,
     "SWMKEY-1-" + "aB3+/" * 8,
     "dft1." + "a2" * 8 + "." + "b3" * 16 + "." + "c4" * 26,
+    "dfs1_" + "aB3-_" * 8 + "xyz",
+    "dfa1_" + "a1b2c" * 8 + "xyz",
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
     "aB3xY9" * 8 + "==",
 )
