@@ -204,6 +204,9 @@ class Desk(Service):
                 detail=answer.detail,
             )
             visit.refuse("refused", f"{answer.code}: {answer.detail}")
+            if answer.code == "locked":
+                # Its key is in use twice, and nobody can tell which of the two is the right one.
+                self.cut(identity.identifier, f"{answer.code}: {answer.detail}")
             return
         generation, defender = answer
         older = self.visits.get(identity.identifier)

@@ -308,3 +308,8 @@ class DeskTests(DeskCase):
         self.desk._clock = lambda: later
         self.member("web1", None, "copy")
         await self.until(lambda: any(notice.kind == "cloned" for notice in self.notices))
+        # Which of the two is the right one nobody can tell: the session that was open ends as well.
+        await self.until(lambda: not self.desk.visits)
+        assert member.link is not None
+        link = member.link
+        await self.until(lambda: "locked: " in link.problem)
