@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from defender.audit.journal import Journal
-from defender.bundles.commands import Ack, Activate, Graded, Nack, Skewed
+from defender.bundles.commands import Ack, Activate, Frozen, Graded, Nack, Skewed
 from defender.bundles.service import BundleService
 from defender.bundles.store import BundleStore
 from defender.bundles.streams import Streams
@@ -64,6 +64,9 @@ class Host(Typed):
     def put_mode(self, listener: str, drain: int | None) -> object:
         """Listen there; may be a Deferred."""
 
+    def freeze(self, reason: str) -> None:
+        """Let nothing be changed on this host, for this reason; "": let it be again."""
+
     def put_trust(self, users: tuple[str, ...]) -> object:
         """The authorities (PEM) of users, none if nobody is to be let in over TLS; may be a Deferred."""
 
@@ -95,6 +98,7 @@ class FleetMember(MultiService):
         names: tuple[str, ...],
         version: str,
         token: JoinToken | None = None,
+        silence: float = 0.0,
         wall: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
@@ -113,6 +117,7 @@ class FleetMember(MultiService):
         self._name = name
         self._version = version
         self._token = token
+        self._silence = silence
         self._wall = wall
         self._enrollment = Enrollment(
             store,
@@ -152,6 +157,7 @@ class FleetMember(MultiService):
             "connected": link is not None and link.connected,
             "link": link.problem if link is not None else "",
             "shipped": link.shipped if link is not None else 0,
+            "frozen": bundles.streams.frozen if bundles is not None else "",
             "streams": {
                 stream: {
                     "version": each.position.version,
@@ -186,7 +192,12 @@ class FleetMember(MultiService):
             self.log.error("the fleet's root document cannot be kept: {error}", error=error)
         self.bundles = bundles = BundleService(
             self._reactor,
-            Streams(trust_domain=member.trust_domain, defender=member.defender, agent_version=self._version),
+            Streams(
+                trust_domain=member.trust_domain,
+                defender=member.defender,
+                agent_version=self._version,
+                silence=self._silence,
+            ),
             self._bundle_store,
             activate=self._activate,
             withdraw=self._withdraw,
@@ -330,10 +341,12 @@ class FleetMember(MultiService):
         elif stream == TRUST:
             self._host.put_trust(())
 
-    def _told(self, news: Graded | Skewed) -> None:
+    def _told(self, news: Graded | Frozen | Skewed) -> None:
         match news:
             case Graded(stream, grade, _):
                 self.log.warn("the {stream} of the fleet is {grade}", stream=stream, grade=grade)
+            case Frozen(reason):
+                self._host.freeze(reason)
             case Skewed(seconds):
                 self.log.warn("this host's clock is off by {seconds:.0f} s", seconds=seconds)
         if self.link is not None:

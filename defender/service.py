@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -191,6 +192,7 @@ class Defender(MultiService):
                 judged=self.proxy.judge_again,
                 trusted=self._trust,
                 distrusted=self._distrust,
+                frozen=partial(setattr, self.proxy, "frozen"),
                 status=self._short_status,
             ),
         )
@@ -205,6 +207,7 @@ class Defender(MultiService):
             names=settings.controller.names,
             version=__version__,
             token=token,
+            silence=settings.controller.longest_silence,
         )
 
     def _terms(self, settings: Settings) -> Terms:

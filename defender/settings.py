@@ -288,6 +288,17 @@ class ControllerSettings:
             fixed=True,
         )
     )
+    longest_silence: float = field(
+        metadata=about(
+            seconds(0, 366 * _DAY),
+            "When the last signed snapshot of the controller is older than this, calls that change something "
+            "are denied until there is another one, and what the policy allows to look at goes on. The "
+            "controller sends one every five minutes. `0`: the policy that is there holds for as long as it "
+            "takes.",
+            default=0.0,
+            fixed=True,
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,8 @@ _SERVED: Final = frozenset({"switched", "unchanged", "partial"})
 class Parts:
     """What is steered. `locked` takes the fleet's locks, None while they are not known; `judged` judges open
     streams again and gives how many were cut; `trusted` reads the certificates again; `distrusted` lets
-    nobody in until it is called; `status` is what the controller shows of this defender.
+    nobody in until it is called; `frozen` is told why nothing may be changed, "" if it may; `status` is what
+    the controller shows of this defender.
     """
 
     activation: PolicyActivation
@@ -45,6 +46,7 @@ class Parts:
     judged: Callable[[], int]
     trusted: Callable[[], Deferred[Report]]
     distrusted: Callable[[], object]
+    frozen: Callable[[str], object]
     status: Callable[[], Mapping[str, Any]]
 
 
@@ -86,6 +88,17 @@ class Steering:
         cut = self._parts.judged()
         count = "unknown" if locks is None else len(locks.locks)
         self.log.info("locks of the fleet: {count}; open streams cut: {cut}", count=count, cut=cut)
+
+    def freeze(self, reason: str) -> None:
+        """Deny what changes something, and cut what is doing so; "": no longer."""
+        self._parts.frozen(reason)
+        cut = self._parts.judged()
+        if reason:
+            self.log.error(
+                "nothing may be changed: {reason}; open streams cut: {cut}", reason=reason, cut=cut
+            )
+        else:
+            self.log.info("the controller was heard of: what the policy allows may be changed again")
 
     def put_mode(self, listener: str, drain: int | None) -> Deferred[None]:
         """Listen there, once everything that it names could be opened."""

@@ -129,6 +129,13 @@ class Graded:
 
 
 @dataclass(frozen=True, slots=True)
+class Frozen:
+    """What is in force is too old to change anything by it, for this reason; "": no longer."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Skewed:
     """This host's clock is off by `seconds` (positive: behind) from the controller's; 0: no longer."""
 
@@ -147,5 +154,6 @@ Command = (
     | Accepted
     | Rooted
     | Graded
+    | Frozen
     | Skewed
 )

@@ -7,6 +7,7 @@ from defender.bundles.commands import (
     SNAPSHOT,
     Accepted,
     Command,
+    Frozen,
     Graded,
     Refused,
     Rooted,
@@ -54,6 +55,10 @@ def note_of(command: Command) -> Event | None:
         case Graded(stream, grade, since):
             problems = [] if grade == "fresh" else [f"{grade} since {timestamp(since)}"]
             return policy_event("bundle_grade", stream, ok=not problems, problems=problems)
+        case Frozen(reason):
+            return policy_event(
+                "changes_freeze", SNAPSHOT, ok=not reason, problems=[reason] if reason else []
+            )
         case Skewed(seconds):
             problems = [f"this host's clock is {seconds:.0f} seconds behind"] if seconds else []
             return policy_event("clock_skew", SNAPSHOT, ok=not problems, problems=problems)

@@ -20,6 +20,7 @@ from defender.bundles.commands import (
     Ack,
     Activate,
     Command,
+    Frozen,
     Graded,
     Nack,
     PersistBundle,
@@ -44,9 +45,9 @@ class BundleService(Service):
     `activate` puts a content in force and returns None or a Deferred; what it raises, a ContractError or an
     OSError, is why it could not.
     `withdraw(stream, reason)` takes one out of force: without a policy or locks everything is denied, without
-    trust no certificate of a user counts. `answer` takes what goes to the controller, and drops
-    it if there is no connection. `record` takes events. `told` hears of grades and clocks. `run` does what
-    may block, in a thread where there is one, and returns a Deferred.
+    trust no certificate of a user counts. `answer` takes what goes to the controller, and drops it if there
+    is no connection. `record` takes events. `told` hears of grades, of frozen changes, and of clocks. `run`
+    does what may block, in a thread where there is one, and returns a Deferred.
     """
 
     log = Logger()
@@ -61,7 +62,7 @@ class BundleService(Service):
         withdraw: Callable[[str, str], object],
         answer: Callable[[Ack | Nack], object],
         record: Callable[[Event], object],
-        told: Callable[[Graded | Skewed], object],
+        told: Callable[[Graded | Frozen | Skewed], object],
         run: Callable[[Callable[[], None]], Deferred[None]] = maybeDeferred,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -123,7 +124,7 @@ class BundleService(Service):
                 self._withdraw(stream, reason)
             case Ack() | Nack():
                 self._answer(command)
-            case Graded() | Skewed():
+            case Graded() | Frozen() | Skewed():
                 self._told(command)
 
     def _persist(self, command: PersistRoots | PersistBundle | PersistMark) -> None:

@@ -32,6 +32,7 @@ from defender.bundles.commands import (
     Ack,
     Activate,
     Command,
+    Frozen,
     Grade,
     Graded,
     Nack,
@@ -52,6 +53,7 @@ from defender.bundles.restoring import (
     reaches,
     stream_above,
 )
+from defender.contract.audit import timestamp
 from defender.contract.bundle import NOWHERE, SKEW, Bundle, BundleError, Position, open_envelope
 from defender.contract.contents import Content, TrustContent, read_content
 from defender.contract.envelope import split_envelopes
@@ -131,12 +133,18 @@ class StreamStatus:
 
 
 class Streams:
-    """The machine. `defender` is this defender's id, `agent_version` the version of the program."""
+    """The machine. `defender` is this defender's id, `agent_version` the version of the program.
 
-    def __init__(self, *, trust_domain: str, defender: str, agent_version: str) -> None:
+    `silence` is how old the last snapshot may become, in seconds, before nothing may be changed any more; 0
+    for as old as it likes. `frozen` is why nothing may be changed, "" if it may.
+    """
+
+    def __init__(self, *, trust_domain: str, defender: str, agent_version: str, silence: float = 0.0) -> None:
         self._trust_domain = trust_domain
         self._defender = defender
         self._agent_version = agent_version
+        self._silence = silence
+        self.frozen = ""
         self.root: Root | None = None
         self.high_water: HighWater | None = None
         self._chain: list[bytes] = []
@@ -285,7 +293,8 @@ class Streams:
         return [PersistMark(undo.ticket, water.encode())]
 
     def tick(self, now: float) -> list[Command]:
-        """Some seconds have passed: say which streams have become stale, expired or fresh."""
+        """Some seconds have passed: say which streams have become stale, expired or fresh, and whether things
+        may still be changed."""
         if self.high_water is None:
             return []
         commands: list[Command] = []
@@ -301,7 +310,21 @@ class Streams:
             if grade != active.grade:
                 active.grade = grade
                 commands.append(Graded(stream, grade, since))
+        frozen = self._too_old(self.high_water.snapshot_ms / 1000, clock)
+        if frozen != self.frozen:
+            self.frozen = frozen
+            commands.append(Frozen(frozen))
         return commands
+
+    def _too_old(self, heard: float, clock: float) -> str:
+        """Why nothing may be changed, "" if it may; `heard` is the time of the last snapshot."""
+        for stream, active in self._active.items():
+            if active.grade == "expired" and active.expires_at is not None:
+                return f"the {stream} of the fleet expired at {timestamp(active.expires_at)}"
+        if self._silence and clock >= heard + self._silence:
+            since = f"since {timestamp(heard)}" if heard else "yet"
+            return f"the controller has not been heard of {since}"
+        return ""
 
     # -- the jobs, one at a time
 

@@ -36,6 +36,7 @@ class Proxy(Service):
     """Serves clients' connections. Give it a stream and its subject with `accept`.
 
     `locks` is None until they have been read once: who is locked out cannot be told, so nobody is let in.
+    `frozen` is why nothing may be changed, "" if it may.
     `strict` says whether calls that must be recorded first are refused while they cannot be, where the rule
     does not say it. `seconds` is monotonic, `wall` is unix time.
     """
@@ -60,6 +61,7 @@ class Proxy(Service):
         self.pool = pool
         self.activation = activation
         self.locks: LockSet | None = None
+        self.frozen = ""
         self.engine = engine
         self._spool_bytes = spool_bytes
         self.budgets = Budgets(limits, spool_bytes)
@@ -152,7 +154,7 @@ class Proxy(Service):
 
     def judge(self, frontend: Frontend, operation: Operation) -> Noted:
         """The decision for one request, now, with the policy that made it."""
-        decision = self._overruling(frontend.subject)
+        decision = self._overruling(frontend.subject, operation)
         if decision is None:
             table = self.activation.table
             if frontend.table is not table:
@@ -166,10 +168,10 @@ class Proxy(Service):
         return noted
 
     def _decide(self, subject: Subject, operation: Operation) -> Decision:
-        decision = self._overruling(subject)
+        decision = self._overruling(subject, operation)
         return self.activation.table.decide(subject, operation) if decision is None else decision
 
-    def _overruling(self, subject: Subject) -> Decision | None:
+    def _overruling(self, subject: Subject, operation: Operation) -> Decision | None:
         """What is decided whatever the policy says, None if nothing is."""
         if subject.not_after is not None and self._wall() >= subject.not_after:
             return _own_decision(
@@ -186,6 +188,12 @@ class Proxy(Service):
             if reason is not None:
                 who = "This host is" if self.locks.closed else "You are"
                 return _own_decision("lock", reason, f"{who} locked out; ask your administrator.")
+        if self.frozen and operation.record_first:
+            return _own_decision(
+                "controller",
+                self.frozen,
+                "This host has been without its controller for too long; nothing can be changed here.",
+            )
         return None
 
     def _expired(self, subject: Subject) -> bool:

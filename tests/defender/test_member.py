@@ -144,6 +144,7 @@ class Host:
     def __init__(self) -> None:
         self.told: list[tuple[str, Any]] = []
         self.refusal = ""
+        self.frozen = ""
 
     def put_policy(self, name: str, text: str) -> None:
         if self.refusal:
@@ -155,6 +156,9 @@ class Host:
 
     def put_locks(self, locks: LockSet | None) -> None:
         self.told.append(("locks", None if locks is None else len(locks.locks)))
+
+    def freeze(self, reason: str) -> None:
+        self.frozen = reason
 
     def put_mode(self, listener: str, drain: int | None) -> object:
         self.told.append(("mode", listener))
@@ -195,7 +199,7 @@ class MemberTests(TestCase):
         self.addCleanup(lambda: self.reception.stopService() if self.reception.running else None)
         self.wall = 0.0
 
-    def member(self, token: JoinToken | None = None) -> tuple[FleetMember, Host]:
+    def member(self, token: JoinToken | None = None, silence: float = 0.0) -> tuple[FleetMember, Host]:
         host = Host()
         journal = Journal(self.state / "audit", "web1", reactor=reactor)
         journal.start()
@@ -210,6 +214,7 @@ class MemberTests(TestCase):
             names=("web1.example.com",),
             version="1.0",
             token=token,
+            silence=silence,
             wall=lambda: datetime.now(UTC).timestamp() + self.wall,
         )
         member.startService()
@@ -256,6 +261,21 @@ class MemberTests(TestCase):
         self.assertEqual(host.told, ALL)
         assert member.link is not None
         self.assertFalse(member.link.connected)
+
+    async def test_nothing_may_be_changed_once_the_controller_was_away_for_too_long(self) -> None:
+        member, host = await self.joined()
+        self.controller.push_all()
+        await self.until(lambda: len(self.controller.of(Ack)) == 4)
+        await self.stop()
+        await self.reception.stopService()
+        for silence, late, frozen in ((7200.0, 3600.0, False), (7200.0, 7300.0, True), (0.0, 7300.0, False)):
+            self.wall = late
+            member, host = self.member(silence=silence)
+            await member.joined
+            self.assertEqual(bool(host.frozen), frozen, (silence, late))
+            await self.stop()
+        actions = [event["req"]["action"] for event in events_in(self.state / "audit")]
+        self.assertEqual(actions.count("changes_freeze"), 1)
 
     async def test_a_bundle_that_is_not_right_changes_nothing(self) -> None:
         _, host = await self.joined()

@@ -42,12 +42,15 @@ class Desk:
         self.port_taken = ""
         self.hold = False
         self.held: list[PersistRoots | PersistBundle | PersistMark] = []
+        self.silence = 0.0
         self._nonce = 0
         self.restart()
 
     def restart(self) -> list[Command]:
         """A new start with what is on disk; what happened."""
-        self.streams = Streams(trust_domain=DOMAIN, defender=DEFENDER, agent_version=AGENT)
+        self.streams = Streams(
+            trust_domain=DOMAIN, defender=DEFENDER, agent_version=AGENT, silence=self.silence
+        )
         self.in_force = {}
         before = len(self.done)
         stored = Stored(self.roots, self.mark, {name: tuple(each) for name, each in self.bundles.items()})

@@ -7,6 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from defender.bundles.commands import (
     Accepted,
     Activate,
+    Frozen,
     Graded,
     Nack,
     PersistBundle,
@@ -336,6 +337,35 @@ class Snapshots(SynchronousTestCase):
         done = self.desk.snapshot(snapshot_of(self.at, time=self.desk.now))
         self.assertEqual(self.grades([*done]), [("policy", "fresh")])
         self.assertEqual(self.grades([*self.desk.tick(599)]), [])
+
+    def frozen(self, done: list[object]) -> list[str]:
+        return [each.reason for each in done if isinstance(each, Frozen)]
+
+    def test_nothing_may_be_changed_without_a_snapshot_for_too_long(self) -> None:
+        self.desk.silence = 3600.0
+        self.desk.restart()
+        self.desk.snapshot(snapshot_of(self.at, time=self.desk.now))
+        self.assertEqual(self.frozen([*self.desk.tick(3599)]), [])
+        (reason,) = self.frozen([*self.desk.tick(1)])
+        self.assertIn("the controller has not been heard of since 20", reason)
+        self.assertEqual(self.frozen([*self.desk.tick(1)]), [])
+        # It is so after a start as well, and a clock that was set back does not end it.
+        self.assertEqual(self.frozen([*self.desk.restart()]), [reason])
+        self.desk.now -= 3000
+        done = self.desk.snapshot(snapshot_of(self.at, time=self.desk.now))
+        self.assertEqual(self.frozen([*done]), [""])
+
+    def test_without_the_setting_it_may_be_as_old_as_it_likes(self) -> None:
+        self.assertEqual(self.frozen([*self.desk.tick(10 * 365 * 86400)]), [])
+
+    def test_nothing_may_be_changed_by_what_has_expired(self) -> None:
+        until = int(self.desk.now) + 600
+        self.desk.offer("policy", signed(version=13, expires_at=until))
+        self.assertEqual(self.frozen([*self.desk.tick(599)]), [])
+        (reason,) = self.frozen([*self.desk.tick(1)])
+        self.assertIn("the policy of the fleet expired at 20", reason)
+        done = self.desk.offer("policy", signed(version=14))
+        self.assertEqual(self.frozen([*done]), [""])
 
     def test_a_frozen_stream_becomes_stale_although_snapshots_come(self) -> None:
         """They say that another version is the current one."""

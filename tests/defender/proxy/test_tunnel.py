@@ -9,8 +9,11 @@ from tests.defender.proxy.house import (
     BRUCE,
     EMPTY,
     EXEC,
+    LIST,
     SWITCH,
     HouseCase,
+    message_of,
+    status_of,
 )
 
 
@@ -166,6 +169,26 @@ class TunnelTests(HouseCase):
         self.house.proxy.locks = LockSet(locks, ("web1",))
         self.assertEqual(self.house.proxy.judge_again(), 1)
         self.assertTrue(self.client.aborted and self.engine.aborted)
+
+    def test_nothing_is_changed_while_the_controller_is_away_for_too_long(self) -> None:
+        self.open()
+        self.house.proxy.frozen = "the controller has not been heard of since Monday"
+        self.assertEqual(self.house.proxy.judge_again(), 1)
+        self.assertTrue(self.client.aborted and self.engine.aborted)
+        client = self.house.client()
+        client.deliver(EXEC)
+        answer = client.take()
+        self.assertEqual(status_of(answer), 403)
+        self.assertIn("by rule 'controller' This host has been without", message_of(answer))
+        decision = self.house.events.last()["decision"]
+        self.assertEqual(decision["reason"], self.house.proxy.frozen)
+        client = self.house.client()
+        client.deliver(LIST)
+        self.house.engine.deliver(EMPTY)
+        self.assertEqual(status_of(client.take()), 200)
+        self.house.proxy.frozen = ""
+        self.open()
+        self.assertEqual(self.house.proxy.judge_again(), 0)
 
     def test_policy_that_allows_leaves_open_streams(self) -> None:
         self.open()
