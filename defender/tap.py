@@ -57,7 +57,9 @@ class Options(usage.Options):
     usage error: twistd prints what is wrong and where, and starts nothing.
     """
 
-    synopsis: ClassVar[str] = "[--config FILE | --state DIR] [--controller HOST:PORT [--join-token TOKEN]]"
+    synopsis: ClassVar[str] = (
+        "[--config FILE | --state DIR] [--controller HOST:PORT [--join-token-file FILE | --join-token TOKEN]]"
+    )
     longdesc: ClassVar[str] = (
         "Guards this host's Docker Engine. --config names the settings file (default: "
         f"{DEFAULT_CONFIG}); --state names a directory that holds one called defender.toml. "
@@ -75,9 +77,14 @@ class Options(usage.Options):
         ],
         ["controller", None, None, "The fleet's controller; goes before the settings file's.", _address],
         ["join-token", None, None, "A join token, or @FILE with one: what others cannot read."],
+        ["join-token-file", None, None, "A file with a join token, which others cannot read."],
     ]
     compData: ClassVar[Any] = usage.Completions(
-        optActions={"config": usage.CompleteFiles("*.toml"), "state": usage.CompleteDirs()}
+        optActions={
+            "config": usage.CompleteFiles("*.toml"),
+            "state": usage.CompleteDirs(),
+            "join-token-file": usage.CompleteFiles(),
+        }
     )
 
     settings: Settings
@@ -104,6 +111,10 @@ class Options(usage.Options):
             controller = replace(self.settings.controller, address=self["controller"])
             self.settings = replace(self.settings, controller=controller)
         self.token = self["join-token"]
+        if self["join-token-file"] is not None:
+            if self.token is not None:
+                raise usage.UsageError("--join-token and --join-token-file exclude each other")
+            self.token = f"@{self['join-token-file']}"
         if self.token is not None and not self.settings.controller.address:
             raise usage.UsageError(
                 "--join-token needs a controller: --controller HOST:PORT, or controller.address"

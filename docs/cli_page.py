@@ -96,7 +96,8 @@ def cli_page() -> str:
     lines += [f"| `{name}` | {default} | {meaning} |" for name, (default, meaning) in _VARIABLES.items()]
     lines.append(_TWISTD_OPTIONS.rstrip())
     for name, short, _default, meaning, *_ in Options.optParameters:
-        lines.append(f"| `--{name}`, `-{short}` | {meaning} |")
+        shown = f"`--{name}`, `-{short}`" if short else f"`--{name}`"
+        lines.append(f"| {shown} | {meaning} |")
     lines += [_TWISTD.rstrip(), ""]
     for words, command in commands():
         depth = "##" if len(words) == 2 else "###"

@@ -75,6 +75,15 @@ class OptionsTests(SynchronousTestCase):
         said = self.refused("-c", self.config, "--join-token", "dft1.secret")
         self.assertIn("--join-token needs a controller", said)
         self.assertNotIn("secret", said)
+        said = self.refused("-c", self.config, "--join-token-file", "token")
+        self.assertIn("needs a controller", said)
+
+    def test_a_token_may_come_from_a_file(self) -> None:
+        to_join = ("-c", self.config, "--controller", "hq:8084", "--join-token-file", "/run/token")
+        self.assertEqual(self.parsed(*to_join).token, "@/run/token")
+        said = self.refused(*to_join, "--join-token", "dft1.secret")
+        self.assertIn("exclude each other", said)
+        self.assertNotIn("secret", said)
 
     def test_no_arguments(self) -> None:
         self.assertIn("argument", self.refused("extra").lower())
