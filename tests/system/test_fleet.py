@@ -49,7 +49,7 @@ class FleetTests(FleetCase):
         member.start()
         self.assertNotIn("--join-token", member.command)
         self.assertEqual(member.fleet()["defender"], before)
-        self.await_true("linked again", lambda: bool(member.fleet()["connected"]))
+        self.await_true("linked again", member.linked)
         self.assertEqual(self.name_of(self.one), "host1")
 
     # -- policy

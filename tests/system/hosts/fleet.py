@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import secrets
 import subprocess
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from deploy.docker_api import connection
 from deploy.processes import wait_until
 from tests.engine.guarded import Event, program, program_environment
 from tests.system.hosts.host import Host, HostDefender
@@ -77,11 +80,13 @@ class FleetController(Program):
     # -- people
 
     def sign_in(self) -> None:
-        """Sign in as the admin that the first start made."""
+        """Sign in as the admin that the first start made, whose password is good for this once."""
         authority, secret = self.files / "pki" / "root.pem", self.files / "first-admin-password"
+        own = self._desk.directory / "password"
+        own.write_text(secrets.token_urlsafe() + "\n", "ascii")
+        passwords = ("--password-file", str(secret), "--new-password-file", str(own))
         where = f"{self.node.name}:{HTTPS_PORT}"
-        options = ("--ca", str(authority), "--user", "admin", "--password-file", str(secret))
-        self.ctl("login", where, *options)
+        self.ctl("login", where, "--ca", str(authority), "--user", "admin", *passwords)
 
     def ctl(self, *arguments: str, code: int = 0, stdin: str = "") -> str:
         """Run defenderctl; return what it wrote, errors included.
@@ -139,9 +144,23 @@ class FleetController(Program):
         )
         return seen
 
-    def export(self) -> list[Event]:
-        """Return all events that are stored, in the order in which they came."""
-        return [json.loads(line) for line in self.run_ctl("audit", "export").stdout.splitlines()]
+    def export(self, *filters: str) -> list[Event]:
+        """Return all events that are stored, in the order in which they came, and holes as `gap`."""
+        done = self.run_ctl("audit", "export", *filters)
+        assert not done.returncode, done.stderr.decode()
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def ready(self) -> tuple[bool, str]:
+        """Ask ``/readyz``: whether it can do its work, and what it says."""
+        link = connection(f"tcp://{self.node.address}:{HTTPS_PORT}", self.certificates("admin"), timeout=30)
+        with self.node.entered():
+            link.connect()
+        try:
+            link.request("GET", "/readyz")
+            answer = link.getresponse()
+            return answer.status == HTTPStatus.OK, answer.read().decode()
+        finally:
+            link.close()
 
     @functools.cache  # noqa: B019 - as long as the controller
     def certificates(self, user: str, *groups: str) -> Path:
@@ -200,7 +219,6 @@ class FleetDefender(HostDefender):
         found: Mapping[str, Any] = self.status()["fleet"]
         return found
 
-    def active(self, stream: str) -> int:
-        """The version of a stream that it has in force."""
-        version: int = self.fleet()["streams"][stream]["version"]
-        return version
+    def linked(self) -> bool:
+        """Whether it has a session with its controller, as far as it knows."""
+        return bool(self.fleet()["connected"])
