@@ -12,7 +12,7 @@ from typing import Any
 from cryptography import x509
 from OpenSSL import SSL
 from twisted.internet import reactor as _reactor
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, gatherResults, maybeDeferred
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThreadPool
@@ -215,7 +215,7 @@ class AskTests(ClientTestCase):
         outer = self
 
         class Slow:
-            def __call__(self, actor: Any, wanted: Any) -> Deferred[Any]:
+            def __call__(self, actor: Any, wanted: Any, allowed: Any) -> Deferred[Any]:
                 outer.world.accounts.created += 1
                 answer: Deferred[Any] = Deferred()
                 outer.answer = answer
@@ -227,7 +227,8 @@ class AskTests(ClientTestCase):
 
         async def act(client: Client) -> Any:
             asking = Deferred.fromCoroutine(client.ask("POST", "/api/v1/accounts", body=ACCOUNT))
-            await begun
+            # Whichever is first: a request that fails before it begins shall fail the test, not its patience.
+            await DeferredList([begun, asking], fireOnOneCallback=True, fireOnOneErrback=True)
             self.tracked.cut()
             reactor.callLater(0, self.answer.callback, example("Account"))
             return await asking
