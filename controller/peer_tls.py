@@ -116,7 +116,7 @@ def peer_context(
 def _certificates(pem: bytes, what: str) -> list[x509.Certificate]:
     try:
         found = x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise PeerError(f"{what} holds no certificates in PEM") from error
     if not found:
         raise PeerError(f"{what} holds no certificates in PEM")

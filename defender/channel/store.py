@@ -162,7 +162,7 @@ class MemberStore:
                 pins=member.pins,
                 now=None,
             )
-        except (JoinError, ValueError, TypeError, KeyError) as error:
+        except (JoinError, ValueError, TypeError, KeyError, x509.InvalidVersion) as error:
             # The cause may quote the file, which holds keys.
             reason = str(error) if isinstance(error, JoinError) else "it is damaged"
             raise MembershipError(

@@ -248,7 +248,7 @@ def _public(key: Any) -> bytes:
 def _certificates(path: str) -> list[x509.Certificate]:
     try:
         certificates = x509.load_pem_x509_certificates(_read(path))
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise TLSFilesError(f"{path}: no certificates in PEM form: {error}") from None
     return certificates
 
