@@ -69,6 +69,7 @@ from controller.store.feed import EventFeed, ForwardingCursor
 from controller.store.trail import TrailMover
 from controller.supervision.service import SupervisionService, adopt_supervision
 from controller.supervision.sockets import PassedSockets
+from defender.contract.errors import ContractError
 
 #: Seconds between two times that what was written to the trail is brought to the event store.
 MOVE_EVERY: Final = 2.0
@@ -79,10 +80,6 @@ FIRST_PASSWORD: Final = "first-admin-password"  # noqa: S105 - the name of a fil
 """Where the first password lies until somebody removes it, if there was no terminal to print it on."""
 
 SINKS: Final = "sinks"
-
-
-class StartError(Exception):
-    """The controller cannot start; the text is fit for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +146,14 @@ class Controller(Service):
     def stopService(self) -> Deferred[None]:
         """Let nobody in, keep what is not kept yet, close the stores."""
         super().stopService()
-        return self._booting.addCallback(lambda _: Deferred.fromCoroutine(self._stop()))
+        booted: Deferred[None] = Deferred()
+        # Who hears of the start may ask for the end in the same breath: `_booting` cannot be waited for.
+        self._booting.addBoth(lambda _: booted.callback(None))
+        return booted.addCallback(lambda _: Deferred.fromCoroutine(self._stop()))
 
     def _failed(self, failure: Failure) -> None:
         """Say why, as people need it, and end."""
-        known = (FoundingError, StoreError, StartError, AuthorityError, CustodyError, OSError)
+        known = (FoundingError, StoreError, ContractError, AuthorityError, CustodyError, OSError)
         if failure.check(*known):
             self.log.critical("the controller cannot start: {why}", why=failure.getErrorMessage())
         else:
