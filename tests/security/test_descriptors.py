@@ -8,7 +8,7 @@ from unittest import mock
 
 from twisted.logger import Logger, formatEvent
 
-from defender import service
+from defender import host
 from tests.security.running import DefenderCase
 
 
@@ -38,10 +38,10 @@ class DescriptorTests(DefenderCase):
 
     def test_limit_that_may_not_be_raised(self) -> None:
         with mock.patch.object(resource, "setrlimit", side_effect=PermissionError(1, "no")):
-            self.assertLessEqual(service._room_for(4096, 512), 4096)
+            self.assertLessEqual(host.room_for(4096, 512), 4096)
 
     def setUp(self) -> None:
         super().setUp()
         self.logged: list[str] = []
         observer: Any = lambda event: self.logged.append(str(formatEvent(event)))  # noqa: E731
-        self.patch(service.Defender, "log", Logger(observer=observer))
+        self.patch(host, "_log", Logger(observer=observer))
