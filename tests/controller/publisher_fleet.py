@@ -93,7 +93,7 @@ class FakeDesk:
         try:
             snapshot = open_snapshot(message.envelope, host.root, defender=host.id)
         except BundleError as error:
-            if error.code == "epoch-ahead":
+            if error.code in ("epoch-ahead", "wrong-key"):
                 return True  # as at a real host: the roots come first, then it is shown again
             raise
         if host.mark is None:
