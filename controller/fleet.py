@@ -4,8 +4,8 @@ Inputs in, commands out: the shell tells who is in the fleet and what was publis
 which line of the policy stream (`distribution`) a defender follows now.
 
 * A defender has exactly one policy: of those that select it, the one with the highest rank. Of equal ranks
-  one that names hosts or labels goes before one for the whole fleet, then the first by name; `overlaps`
-  tells where that had to decide.
+  one that names hosts or labels goes before one for the whole fleet, then the one that was published last;
+  `overlaps` tells where that had to decide.
 * A defender that no policy selects follows `NO_POLICY`, which denies everything.
 * A listener mode is ordered for the defenders that are selected at that moment. It stays theirs until another
   order, whatever becomes of their labels.
@@ -108,11 +108,13 @@ class Fleet:
         return [Follow(defender, None)]
 
     def targeted(self, policy: str, target: Target | None) -> list[Follow]:
-        """A policy was published for these; None: it was removed from the fleet."""
+        """A policy was published for these, later than all others; None: it was removed from the fleet."""
         if policy == NO_POLICY:
             raise ValueError("a policy has a name")
+        self._targets.pop(policy, None)
+        if target is not None:
+            self._targets[policy] = target
         self._order = self._with(policy, target)
-        self._targets = dict(self._order)
         return self._follow(self._defenders.values())
 
     # -- what is there
@@ -171,7 +173,7 @@ class Fleet:
         return Preview(tuple(enter), tuple(leave), tuple(uncovered))
 
     def overlaps(self) -> list[tuple[str, str, tuple[str, ...]]]:
-        """Pairs of policies of which only the name decides, winner first, with the defenders concerned."""
+        """Pairs of policies of which only the time decides, winner first, with the defenders concerned."""
         found: dict[tuple[str, str], list[str]] = {}
         for who in self.defenders():
             matching = [(name, target) for name, target in self._order if target.selection.matches(who)]
@@ -186,7 +188,8 @@ class Fleet:
         targets = {name: each for name, each in self._targets.items() if name != policy}
         if target is not None:
             targets[policy] = target
-        return tuple(sorted(targets.items(), key=lambda item: (item[1].precedence, item[0])))
+        # Sorting keeps the order of equals: the last one first.
+        return tuple(sorted(reversed(targets.items()), key=lambda item: item[1].precedence))
 
     def _follow(self, defenders: Iterable[Defender]) -> list[Follow]:
         found: list[Follow] = []

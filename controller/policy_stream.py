@@ -50,15 +50,16 @@ class PolicyStream:
     ) -> list[Command]:
         """Go on where a controller stopped, before anybody is connected; once, in place of `begin`.
 
-        `targets` are those of the newest versions, `held` is what each defender said last, `refusals` are
+        `targets` are those of the newest versions, in any order, `held` is what each defender said last, `refusals` are
         (defender, origin, why). Raises ValueError unless there is a state for each policy with a target.
         """
         states = list(states)
         missing = sorted(set(targets) - {state.line for state in states})
         if missing:
             raise ValueError(f"nothing was kept of the rollout of {', '.join(missing)}")
-        for policy, target in targets.items():
-            self.fleet.targeted(policy, target)
+        for state in sorted(states, key=lambda state: state.release.origin):
+            if state.line in targets:
+                self.fleet.targeted(state.line, targets[state.line])
         for defender in defenders:
             self.fleet.enrolled(defender)
             line = self.fleet.policy_of(defender.id)

@@ -98,11 +98,21 @@ class Policies(FleetCase):
         self.fleet.targeted("web1", Target(Selection(names=["web1"]), rank=5))
         self.assertEqual(self.fleet.audience("prod", PROD), {"id2"})
 
-    def test_where_only_the_name_decides(self) -> None:
+    def test_of_equals_the_one_that_was_published_last(self) -> None:
+        self.fleet.targeted("b", EVERYBODY)
+        self.assertEqual(self.fleet.preview("a", EVERYBODY).enter, ("id1", "id2", "id3"))
+        self.fleet.targeted("a", EVERYBODY)
+        self.assertEqual(self.fleet.followers("a"), {"id1", "id2", "id3"})
+        self.fleet.targeted("b", EVERYBODY)
+        self.assertEqual(self.fleet.followers("b"), {"id1", "id2", "id3"})
+        self.fleet.targeted("b", None)
+        self.assertEqual(self.fleet.followers("a"), {"id1", "id2", "id3"})
+
+    def test_where_only_the_time_decides(self) -> None:
         self.fleet.targeted("prod", PROD)
         self.fleet.targeted("web", Target(Selection(names=["web*"])))
         self.fleet.targeted("all", EVERYBODY)
-        self.assertEqual(self.fleet.overlaps(), [("prod", "web", ("id1", "id2"))])
+        self.assertEqual(self.fleet.overlaps(), [("web", "prod", ("id1", "id2"))])
         self.fleet.targeted("web", Target(Selection(names=["web*"]), rank=1))
         self.assertEqual(self.fleet.overlaps(), [])
 

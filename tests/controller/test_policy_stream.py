@@ -158,6 +158,15 @@ class Stories(Case):
         self.assertIs(self.policies.stream.progress("all").phase, Phase.SETTLED)
         self.assertEqual(self.held, {"web1": 3, "web2": 3, "web3": 5})
 
+    def test_what_was_published_last_is_known_after_another_start(self) -> None:
+        for policy in ("b", "a", "b"):
+            self.answer(self.publish(policy, EVERYBODY))
+        old, self.policies = self.policies, PolicyStream()
+        states = [old.stream.state(line) for line in old.stream.lines()]
+        targets = {"a": EVERYBODY, "b": EVERYBODY}
+        self.policies.restore(old.fleet.defenders(), targets, {}, states, [], 0.0)
+        self.assertEqual(set(self.following().values()), {"b"})
+
     def test_a_controller_that_starts_again_goes_on(self) -> None:
         self.answer(self.publish("all", EVERYBODY))
         self.answer(self.publish("prod", PROD))
