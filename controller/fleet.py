@@ -188,8 +188,10 @@ class Fleet:
         targets = {name: each for name, each in self._targets.items() if name != policy}
         if target is not None:
             targets[policy] = target
+        order = [*reversed(targets.items())]
         # Sorting keeps the order of equals: the last one first.
-        return tuple(sorted(reversed(targets.items()), key=lambda item: item[1].precedence))
+        order.sort(key=lambda item: item[1].precedence)
+        return tuple(order)
 
     def _follow(self, defenders: Iterable[Defender]) -> list[Follow]:
         found: list[Follow] = []

@@ -50,8 +50,8 @@ class PolicyStream:
     ) -> list[Command]:
         """Go on where a controller stopped, before anybody is connected; once, in place of `begin`.
 
-        `targets` are those of the newest versions, in any order, `held` is what each defender said last, `refusals` are
-        (defender, origin, why). Raises ValueError unless there is a state for each policy with a target.
+        `targets` are those of the newest versions, in any order, `held` is what each defender said last,
+        `refusals` are (defender, origin, why). Raises ValueError unless there is a state for each policy with a target.
         """
         states = list(states)
         missing = sorted(set(targets) - {state.line for state in states})
