@@ -51,7 +51,8 @@ class PolicyStream:
         """Go on where a controller stopped, before anybody is connected; once, in place of `begin`.
 
         `targets` are those of the newest versions, in any order, `held` is what each defender said last,
-        `refusals` are (defender, origin, why). Raises ValueError unless there is a state for each policy with a target.
+        `refusals` are (defender, origin, why). Raises ValueError unless there is a state for each policy with
+        a target.
         """
         states = list(states)
         missing = sorted(set(targets) - {state.line for state in states})
