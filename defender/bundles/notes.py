@@ -60,7 +60,10 @@ def note_of(command: Command) -> Event | None:
                 "changes_freeze", SNAPSHOT, ok=not reason, problems=[reason] if reason else []
             )
         case Skewed(seconds):
-            problems = [f"this host's clock is {seconds:.0f} seconds behind"] if seconds else []
+            way = "behind" if seconds > 0 else "ahead of"
+            problems = (
+                [f"this host's clock is {abs(seconds):.0f} seconds {way} the controller's"] if seconds else []
+            )
             return policy_event("clock_skew", SNAPSHOT, ok=not problems, problems=problems)
         case _:
             return None
