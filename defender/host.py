@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -19,6 +20,11 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
         return ""
+
+
+def own_names(defender: str) -> tuple[str, ...]:
+    """What users may call this host where nobody has said it: the defender's name, and the host's own."""
+    return tuple(dict.fromkeys((defender, os.uname().nodename)))
 
 
 def room_for(clients: int, engine: int) -> int:

@@ -29,7 +29,7 @@ from defender.contract.errors import ContractError
 from defender.contract.join_token import JoinToken
 from defender.contract.local import Answer
 from defender.contract.locks import Lock, LockSet, dump_locks, load_locks, make_lock, same
-from defender.host import boot_id, room_for
+from defender.host import boot_id, own_names, room_for
 from defender.listener.acceptor import InheritedSockets, listen_privately
 from defender.listener.connection import Refusal
 from defender.listener.frontend import Terms
@@ -204,7 +204,7 @@ class Defender(MultiService):
             store=MemberStore(folder),
             bundles=BundleStore(settings.defender.state / "bundles"),
             name=settings.defender.name,
-            names=settings.controller.names,
+            names=settings.controller.names or own_names(settings.defender.name),
             version=__version__,
             token=token,
             silence=settings.controller.longest_silence,

@@ -283,7 +283,8 @@ class ControllerSettings:
         metadata=about(
             NAMES,
             "Host names and IP addresses under which users reach this host, for its certificate. The "
-            "controller decides which of them it vouches for.",
+            "controller decides which of them it vouches for. Without any: the defender's name, and the "
+            "host's.",
             default=[],
             fixed=True,
         )
