@@ -148,6 +148,7 @@ class Enrollment:
         self._hosts = hosts
         self._agent = agent
         self._clock = clock
+        self.waiting = ""  # the controller's words while somebody there has to agree
 
     def begin(self, token: JoinToken | None = None) -> Deferred[Member]:
         """Fire with our membership: the stored one, or one that is asked for now.
@@ -268,6 +269,8 @@ class Enrollment:
                     f"the controller could not be asked: {one_line(str(error)) or type(error).__name__}",
                     retry_after=5.0,
                 ) from error
+            finally:
+                self.waiting = ""
             if isinstance(answer, Joined):
                 return answer
             if not isinstance(answer, Waiting):
@@ -285,6 +288,7 @@ class Enrollment:
                 detail=answer.detail,
                 seconds=answer.retry_after,
             )
+            self.waiting = answer.detail
             await deferLater(self._reactor, answer.retry_after)
 
     def _take(self, answer: Joined, keys: NewKeys, pins: frozenset[bytes], token: str) -> Member:

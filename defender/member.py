@@ -78,7 +78,7 @@ class Host(Typed):
 
 
 class FleetMember(MultiService):
-    """See the module. `member` is who we are, None until this host has joined; `problem` says why it has not.
+    """See the module. `member` is who we are, None until this host has joined.
 
     `joined` fires when there is a membership.
     """
@@ -104,7 +104,7 @@ class FleetMember(MultiService):
         super().__init__()
         self.setName("fleet")
         self.member: Member | None = None
-        self.problem = "this host has not joined yet"
+        self._problem = "this host has not joined yet"
         self.joined: Deferred[None] = Deferred()
         self.link: ControllerLink | None = None
         self.bundles: BundleService | None = None
@@ -147,12 +147,30 @@ class FleetMember(MultiService):
         stopping: Deferred[Any] = super().stopService()
         return stopping
 
+    @property
+    def problem(self) -> str:
+        """Why this host has not joined, "" if it has."""
+        if self.member is None and self._enrollment.waiting:
+            return f"the controller says: {self._enrollment.waiting}"
+        return self._problem
+
+    @property
+    def enrollment(self) -> str:
+        """How far this host is: ``enrolled``, ``pending`` (an operator has to agree), ``joining`` (it goes on
+        asking) or ``refused`` (somebody has to do something here first)."""
+        if self.member is not None:
+            return "enrolled"
+        if self._enrollment.waiting:
+            return "pending"
+        return "joining" if self._joining is not None or self._call is not None else "refused"
+
     def status(self) -> dict[str, object]:
         """What an operator wants to know: of ``defenderctl local status``."""
         member, link, bundles = self.member, self.link, self.bundles
         return {
             "controller": "{}:{}".format(*self._controller),
             "defender": member.defender if member is not None else "",
+            "enrollment": self.enrollment,
             "problem": self.problem,
             "connected": link is not None and link.connected,
             "link": link.problem if link is not None else "",
@@ -183,7 +201,7 @@ class FleetMember(MultiService):
 
     def _has_joined(self, member: Member) -> None:
         self._joining = None
-        self.member, self.problem = member, ""
+        self.member, self._problem = member, ""
         try:
             if member.answer.trust:
                 self._bundle_store.adopt(member.answer.trust)
@@ -233,7 +251,7 @@ class FleetMember(MultiService):
             return
         error = failure.value
         retry = error.retry_after if isinstance(error, EnrollmentError) else None
-        self.problem = str(error) or type(error).__name__
+        self._problem = str(error) or type(error).__name__
         if failure.check(EnrollmentError, MembershipError) is None:
             self.log.failure("joining the fleet failed in an unforeseen way", failure)
             retry = AGAIN

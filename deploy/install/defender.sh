@@ -388,18 +388,18 @@ version, joining, was_good = sys.argv[1:4]
 try:
     status = json.load(sys.stdin)
     listener, policy = status["listener"], status["policy"]
-    controller = status.get("controller") or {}
+    fleet = status.get("fleet") or {}
     if version and status["version"] != version:
         print("wait version", status["version"], "still runs")
+    elif joining and fleet.get("enrollment") == "pending":
+        print("pending")
     elif listener["actual"] != listener["desired"]:
         print("wait its listener mode is", listener["actual"], "and should be", listener["desired"] + ":",
               listener.get("last_error") or "no reason given")
     elif was_good and policy["problems"]:
         print("wait it refuses the policy that was good before:", policy["problems"][0])
-    elif joining and controller.get("enrollment") == "pending":
-        print("pending")
-    elif joining and controller.get("enrollment") != "enrolled":
-        print("wait it has not joined the fleet:", controller.get("problem") or "no reason given")
+    elif joining and fleet.get("enrollment") != "enrolled":
+        print("wait it has not joined the fleet:", fleet.get("problem") or "no reason given")
     else:
         print("good")
 except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -410,7 +410,7 @@ READ_STATUS='
 import json, sys
 try:
     status = json.load(sys.stdin)
-    print((status.get("controller") or {}).get("enrollment") or "none",
+    print((status.get("fleet") or {}).get("enrollment") or "none",
           "" if status["policy"]["problems"] or not status["policy"]["rules"] else "good")
 except (ValueError, KeyError, TypeError, AttributeError):
     print("none")

@@ -273,8 +273,10 @@ class ApprovalTests(EnrollmentCase):
 
     def test_it_waits_and_asks_again(self) -> None:
         token = self.controller.token(approval=True)
-        joining = self.enrollment().begin(token)
+        enrollment = self.enrollment()
+        joining = enrollment.begin(token)
         self.assertNoResult(joining)
+        self.assertIn("has to agree", enrollment.waiting)
         self.clock.advance(10)
         self.assertNoResult(joining)
         self.assertEqual(len(self.controller.requests), 2)
@@ -285,6 +287,7 @@ class ApprovalTests(EnrollmentCase):
         self.clock.advance(10)
         self.assertEqual(self.successResultOf(joining).name, "web1")
         self.assertEqual(self.controller.tokens[token.id].uses, 1)
+        self.assertEqual(enrollment.waiting, "")
 
     def test_whoever_agrees_can_compare_the_key(self) -> None:
         joining = self.enrollment().begin(self.controller.token(approval=True))

@@ -29,6 +29,7 @@ from defender.service import Defender, make_service
 from defender.settings import load_settings
 from tests.controller.channel.test_service import SETTINGS
 from tests.defender.test_member import Controller
+from tests.deploy.install_host import verdict
 from tests.fakes import join_controller
 from tests.fakes.authority import Credentials
 from tests.fakes.fleet import controller_of, opened
@@ -164,6 +165,28 @@ class FleetModeTests(TestCase):
         status, message = await deferToThread(self.ask, bruce)
         self.assertIn("by rule 'lock'", message)
         self.assertFalse(self.status(again)["fleet"]["connected"])
+
+    async def test_the_installer_understands_how_a_defender_does(self) -> None:
+        settings = self.state / "d" / "defender.toml"
+        settings.write_text(settings.read_text().replace('mode = "tcp"', 'mode = "unix"'))
+        said = []
+        waiting = self.start(self.controller.rules.token(approval=True))
+        assert waiting.fleet is not None
+        await self.until(lambda: waiting.fleet.problem.startswith("the controller says"))
+        said.append(verdict(self.status(waiting)))
+        await self.stop()
+        refused = self.start()
+        assert refused.fleet is not None
+        said.append(verdict(self.status(refused)))
+        await self.stop()
+        joined = self.start(self.controller.rules.token())
+        assert joined.fleet is not None
+        await joined.fleet.joined
+        await self.until(lambda: joined.listener.actual == joined.listener.desired)
+        said.append(verdict(self.status(joined)))
+        self.assertEqual(said[0], "pending")
+        self.assertIn("wait it has not joined the fleet: this host is no defender of a fleet yet", said[1])
+        self.assertEqual(said[2], "good")
 
     async def test_a_locked_defender_denies_everybody_and_stays_in_touch(self) -> None:
         defender = self.start(self.controller.rules.token())

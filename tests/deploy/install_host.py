@@ -5,7 +5,9 @@ Nothing outside of them is written. The directories last from one command to the
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +30,20 @@ done
 for each in {over}; do mount --rbind "$root/$each" "/$each" || exit 99; done
 exec "$@"
 """
+
+
+def verdict(status: object, *, version: str = "", joining: bool = True, was_good: bool = False) -> str:
+    """What the installer makes of a defender's status, in its own code."""
+    [(_, check)] = re.findall(r"(?ms)^(CHECK_STATUS)='\n(.*?)^'$", SCRIPT.read_text("utf-8"))
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", check, version, "1" if joining else "", "good" if was_good else ""],
+        input=json.dumps(status),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
 
 FLEET = "fleet.example.com:8084"
 TOKEN = ".".join(("dft1", "a" * 16, "b" * 32, "c" * 52))
@@ -151,17 +167,17 @@ def twistd():
         return 1
     words = sys.argv[sys.argv.index("defender"):]
     joined = Path("/var/lib/defender/joined")
-    controller = None
+    fleet = None
     if "--controller" in words:
         token = Path(words[words.index("--join-token-file") + 1]) if "--join-token-file" in words else None
         if token is not None and len(token.read_text()) == 108 and behavior() != "pending":
             joined.write_text("")
         enrollment = "enrolled" if joined.exists() else "pending" if behavior() == "pending" else "refused"
-        controller = {"enrollment": enrollment, "problem": "" if joined.exists() else "no token"}
+        fleet = {"enrollment": enrollment, "problem": "" if joined.exists() else "no token"}
     problems = ["policy.yaml:1:1: unknown key"] if behavior() == "policy" else []
     actual = "none" if behavior() == "closed" else "unix"
     status = {
-        "version": __version__, "pid": os.getpid(), "controller": controller,
+        "version": __version__, "pid": os.getpid(), "fleet": fleet,
         "listener": {"desired": "unix", "actual": actual, "last_error": "permission denied"},
         "policy": {"rules": 1, "problems": problems},
     }
