@@ -11,7 +11,7 @@ from typing import Protocol as Typed
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHandshakeListener
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -60,14 +60,14 @@ class Door(Typed):
 
 
 @implementer(IHandshakeListener)
-class Visit(Protocol):
+class Visit:
     """See the module. `identity` is who came, once that is known; `session` then is the channel's.
 
     `due` is when `tick` is wanted, seconds of the reactor's clock; `handshaking` is true until TLS is up.
+    There are thousands: it has slots, and nothing from Twisted's own `Protocol`.
     """
 
     log = Logger()
-    transport: Any
     __slots__ = (
         "_code",
         "_desk",
@@ -82,6 +82,7 @@ class Visit(Protocol):
         "identity",
         "session",
         "source",
+        "transport",
     )
 
     def __init__(
@@ -91,6 +92,7 @@ class Visit(Protocol):
         self._door = door
         self._seconds = reactor.seconds
         self.source = source
+        self.transport: Any = None
         self.handshaking = True
         self.identity: PeerIdentity | None = None
         # Made now for its jitter; its greeting begins with the connection.
@@ -103,6 +105,9 @@ class Visit(Protocol):
         self._detail = ""
 
     # -- from the connection
+
+    def makeConnection(self, transport: Any) -> None:  # noqa: N802 - Twisted's name
+        self.transport = transport
 
     def handshakeCompleted(self) -> None:  # noqa: N802 - Twisted's name
         self.handshaking = False

@@ -18,10 +18,9 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from controller.channel.protocol import Desk, Visit
-from controller.channel.tls import ConnectionCreator
+from controller.channel.stream import transports
 from controller.settings import ChannelSettings
 from defender.contract.reconnecting import return_window
 
@@ -55,10 +54,11 @@ class Reception(Service):
         self.refused: Counter[str] = Counter()
         self.port = 0
         self.reactor = reactor
+        self.context = context
+        """What connections are made with; another one is for those that come after."""
         self._settings = settings
         self._desk = desk
         self._opened = opened
-        self._creator = ConnectionCreator(context)
         self._listening: Any = None
         self._unproven: Counter[str] = Counter()
         self._tokens = settings.accepted_per_second * BURST
@@ -67,23 +67,14 @@ class Reception(Service):
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = reactor
 
-    @property
-    def context(self) -> SSL.Context:
-        """What connections are made with; another one is for those that come after."""
-        return self._creator.context
-
-    @context.setter
-    def context(self, context: SSL.Context) -> None:
-        self._creator.context = context
-
     # -- service
 
     def startService(self) -> None:
         """Listen; raises PassedSocketError."""
         super().startService()
         self._filled = self.reactor.seconds()
-        factory = _Port(self._creator, self)
-        self._listening = self._opened(self._settings.listen, factory, BACKLOG)
+        self._listening = self._opened(self._settings.listen, _Visits(self), BACKLOG)
+        self._listening.transport = transports(lambda: self.context, self.reactor)
         self._listening.numberAccepts = max(1, int(self._tokens))
         self.port = self._listening.getHost().port
         self._sweeper.start(SWEEP, now=False).addErrback(
@@ -205,28 +196,11 @@ class Reception(Service):
         return [visit for visit in self.visits if visit.identity is not None]
 
 
-class _Port(TLSMemoryBIOFactory):
-    """Asks the reception before there is any TLS."""
-
+class _Visits(Factory[Any]):
     noisy = False
 
-    def __init__(self, creator: ConnectionCreator, reception: Reception) -> None:
-        visits = _Visits()
-        super().__init__(creator, False, visits, clock=reception.reactor)
-        self._visits = visits
+    def __init__(self, reception: Reception) -> None:
         self._reception = reception
 
     def buildProtocol(self, addr: Any) -> Any:
-        visit = self._reception.admit(str(addr.host))
-        if visit is None:
-            return None
-        self._visits.next = visit
-        return super().buildProtocol(addr)
-
-
-class _Visits(Factory[Visit]):
-    noisy = False
-    next: Visit
-
-    def buildProtocol(self, addr: Any) -> Visit:
-        return self.next
+        return self._reception.admit(str(addr.host))

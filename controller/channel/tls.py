@@ -18,8 +18,6 @@ from OpenSSL import SSL, crypto
 
 # The list of groups: pyOpenSSL has no method for it.
 from OpenSSL._util import lib
-from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
-from zope.interface import implementer
 
 from defender.contract.join import ALPN as JOIN_ALPN
 from defender.contract.messages import ALPN
@@ -79,19 +77,6 @@ def _choose(connection: SSL.Connection, offered: list[bytes]) -> bytes:
         if protocol in offered:
             return protocol
     raise NoCommonProtocolError(f"{ALPN.decode()} or {JOIN_ALPN.decode()} is spoken here")
-
-
-@implementer(IOpenSSLServerConnectionCreator)
-class ConnectionCreator:
-    """Makes the TLS side of each connection; `context` may be replaced, for those that come."""
-
-    def __init__(self, context: SSL.Context) -> None:
-        self.context = context
-
-    def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:  # noqa: N802, N803 - Twisted's
-        connection = SSL.Connection(self.context, None)
-        connection.set_accept_state()
-        return connection
 
 
 def chosen_protocol(transport: Any) -> bytes:
