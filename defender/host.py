@@ -23,8 +23,9 @@ def boot_id() -> str:
 
 
 def own_names(defender: str) -> tuple[str, ...]:
-    """What users may call this host where nobody has said it: the defender's name, and the host's own."""
-    return tuple(dict.fromkeys((defender, os.uname().nodename)))
+    """What users may call this host where nobody has said it: the defender's name, the host's own, and
+    what every host calls itself."""
+    return tuple(dict.fromkeys((defender, os.uname().nodename, "localhost", "127.0.0.1", "::1")))
 
 
 def room_for(clients: int, engine: int) -> int:

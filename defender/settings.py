@@ -283,8 +283,8 @@ class ControllerSettings:
         metadata=about(
             NAMES,
             "Host names and IP addresses under which users reach this host, for its certificate. The "
-            "controller decides which of them it vouches for. Without any: the defender's name, and the "
-            "host's.",
+            "controller decides which of them it vouches for. Without any: the defender's name, the "
+            "host's, and those of the loop.",
             default=[],
             fixed=True,
         )
