@@ -71,7 +71,8 @@ class Folder:
         status = os.fstat(self.fd)
         if status.st_uid != os.geteuid():
             raise FolderError(f"the audit spool belongs to the user {status.st_uid}, not to the defender's")
-        if stat.S_IMODE(status.st_mode) & 0o077:
+        if stat.S_IMODE(status.st_mode) != 0o700:
+            # Too much is others', and too little (a restored copy) would keep us out for good.
             os.fchmod(self.fd, 0o700)
         self._lock = self.open(LOCK, os.O_RDWR | os.O_CREAT)
         try:

@@ -189,12 +189,10 @@ def open_unix(path: str, mode: int = 0o600, group: str = "") -> ListeningSocket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     bound = False
     try:
-        # bind() makes the file with the umask of this moment; connecting needs write permission.
-        before = os.umask(0o177)
-        try:
-            sock.bind(path)
-        finally:
-            os.umask(before)
+        # bind() gives the file the socket's own mode (unix(7), Linux), before anybody can connect. Not by the
+        # umask: it is the whole process's, and the thread of the audit trail makes its directory meanwhile.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(path)
         bound = True
         os.chown(path, -1, gid, follow_symlinks=False)
         os.chmod(path, mode)

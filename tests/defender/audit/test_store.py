@@ -109,6 +109,9 @@ class Possession(StoreCase):
         self.run_once(payload(2))
         self.assertEqual(stat.S_IMODE(self.directory.stat().st_mode), 0o700)
         self.assertEqual(stat.S_IMODE(self.segments()[0].stat().st_mode), 0o600)
+        self.directory.chmod(0o600)
+        self.run_once(payload(3))
+        self.assertEqual(stat.S_IMODE(self.directory.stat().st_mode), 0o700, "or only root could enter")
 
     def test_a_second_one_is_told_whose_it_is(self) -> None:
         first, second = self.store(), self.store()

@@ -104,6 +104,13 @@ class Unix(Sockets):
         self.unix(0o666)
         self.assertEqual(seen, [0o600])
 
+    def test_what_other_threads_make_meanwhile_has_its_own_mode(self) -> None:
+        """A umask changed for the socket's sake would take the right to enter from a new directory."""
+        changed: list[int] = []
+        self.patch(os, "umask", changed.append)
+        self.unix(0o660)
+        self.assertEqual((changed, self.mode()), ([], 0o660))
+
     def test_a_stale_socket_is_replaced(self) -> None:
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(self.path)
