@@ -177,6 +177,38 @@ class Enrollment:
             keys = NewKeys(keys.key, member.keys.server_key)
         return self._take(answer, keys, member.pins, member.token)
 
+    def trusted(self, member: Member, fleet: tuple[str, ...], *, beside: bool = False) -> Member:
+        """Have the controller's certificate come from these fleet intermediates (PEM), from now on and after
+        a restart; returns the membership with them. `beside`: and from those that it could come from before.
+
+        Raises EnrollmentError if one does not come from the root that this host was told to trust,
+        MembershipError if it cannot be kept: then the ones before go on.
+        """
+        try:
+            found = tuple(
+                x509.load_pem_x509_certificate(each.encode()).public_bytes(Encoding.DER) for each in fleet
+            )
+        except ValueError:
+            raise EnrollmentError("answer", "an authority of the fleet is no certificate in PEM") from None
+        if beside:
+            found = tuple(dict.fromkeys((*member.answer.fleet, *found)))
+        if set(found) == set(member.answer.fleet):
+            return member
+        answer = replace(member.answer, fleet=found)
+        try:
+            # Whoever has the key of bundles alone makes no controller.
+            check_joined(
+                answer, key=member.keys.key.public_key(), server_key=None, pins=member.pins, now=None
+            )
+        except JoinError as error:
+            raise EnrollmentError(
+                "answer", f"the fleet's authorities cannot be trusted: {error.detail}"
+            ) from None
+        member = replace(member, answer=answer)
+        self._store.save(member)
+        self.log.info("the fleet's authorities are {count} now", count=len(found))
+        return member
+
     async def _begin(self, token: JoinToken | None) -> Member:
         member = self._store.load()
         step = next_step(member, token, self._clock())

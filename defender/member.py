@@ -347,7 +347,12 @@ class FleetMember(MultiService):
                 self._host.put_locks(locks)
             case ModeContent(listener, drain):
                 return self._host.put_mode(listener, drain)
-            case TrustContent(user=users):
+            case TrustContent(fleet=fleet, user=users):
+                assert self.member is not None
+                # Of use with the next connection: the one that brought it is checked already. What was on the
+                # disk may be older than the answer to a host that has joined anew.
+                stored = self.link is None or not self.link.running
+                self.member = self._enrollment.trusted(self.member, fleet, beside=stored)
                 return self._host.put_trust(users)
         return None
 

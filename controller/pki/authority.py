@@ -125,11 +125,7 @@ class Authority:
         intermediates = []
         for key, words in ((USER_CA, "users"), (FLEET_CA, "fleet")):
             signer = custody.create(key)
-            name = _authority_name(words, signer)
-            builder = _authority_builder(trust_domain, name, root.subject, signer.public_key, 0)
-            builder = builder.add_extension(_issuer_key(root), critical=False)
-            builder = _valid(builder, now - BACKDATING, now + INTERMEDIATE_LIFE)
-            intermediates.append(root_signer.sign(builder))
+            intermediates.append(sign_intermediate(trust_domain, root, root_signer, signer, words, now))
         return cls(trust_domain, root=root, users=intermediates[0], fleet=intermediates[1], custody=custody)
 
     def check(self, now: datetime) -> None:
@@ -325,6 +321,17 @@ class Authority:
         begin = max(now - BACKDATING, issuer.not_valid_before_utc)
         end = min(now + life, issuer.not_valid_after_utc)
         return Issued(self._custody.signer(key).sign(_valid(builder, begin, end)), issuer)
+
+
+def sign_intermediate(
+    trust_domain: str, root: x509.Certificate, root_signer: Signer, signer: Signer, words: str, now: datetime
+) -> x509.Certificate:
+    """Return an intermediate's certificate for the key of `signer`; `words` name it to people."""
+    name = _authority_name(words, signer)
+    builder = _authority_builder(trust_domain, name, root.subject, signer.public_key, 0)
+    builder = builder.add_extension(_issuer_key(root), critical=False)
+    end = min(now + INTERMEDIATE_LIFE, root.not_valid_after_utc)
+    return root_signer.sign(_valid(builder, now - BACKDATING, end))
 
 
 def certificate_pem(certificate: x509.Certificate) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -118,7 +119,7 @@ class Controller:
         nonce = self.numbers[stream]
         self.visits[-1].say(session.push(stream, nonce, push_frames(stream, nonce, data)))
 
-    def push_all(self, mode: str = "tcp") -> None:
+    def push_trust(self, *fleet: x509.Certificate) -> None:
         pki = self.rules.pki
 
         def pem(certificate: x509.Certificate) -> str:
@@ -129,10 +130,13 @@ class Controller:
             trust_content(
                 [sha256(each).digest() for each in split_envelopes(self.keys.chain, 64)],
                 root=[pem(pki.root)],
-                fleet=[pem(pki.fleet)],
+                fleet=[pem(each) for each in fleet],
                 user=[pem(pki.users)],
             ),
         )
+
+    def push_all(self, mode: str = "tcp") -> None:
+        self.push_trust(self.rules.pki.fleet)
         self.push("locks", locks_content([make_lock("user", "eve")]))
         self.push("policy", policy_content("prod", POLICY))
         self.push("mode", mode_content(mode))
@@ -276,6 +280,42 @@ class MemberTests(TestCase):
             await self.stop()
         actions = [event["req"]["action"] for event in events_in(self.state / "audit")]
         self.assertEqual(actions.count("changes_freeze"), 1)
+
+    async def test_another_authority_is_known_before_the_controller_uses_it(self) -> None:
+        member, _ = await self.joined()
+        pki = self.controller.rules.pki
+        new = pki.with_another_fleet()
+        self.controller.push_trust(TestAuthority(now=pki.now).fleet)
+        await self.until(lambda: self.controller.of(Nack))
+        self.assertIn("does not come from the root", self.controller.of(Nack)[0].detail)
+        self.controller.push_trust(pki.fleet, new.fleet)
+        await self.until(lambda: self.controller.of(Ack))
+        own = controller_of(new)
+        self.reception.context = channel_context(own.chain, own.key, [pki.fleet, new.fleet])
+        assert member.link is not None
+        member.link.redial()
+        await self.until(lambda: len(self.controller.visits) == 2)
+        await self.stop()
+        member, _ = self.member()
+        await self.until(lambda: len(self.controller.visits) == 3)
+        await self.until(lambda: member.link is not None and member.link.connected)
+        self.controller.push_trust(new.fleet)
+        await self.until(lambda: len(self.controller.of(Ack)) == 2)
+        own = controller_of(pki)
+        self.reception.context = channel_context(own.chain, own.key, [pki.fleet, new.fleet])
+        link = member.link
+        assert link is not None
+        link.redial()
+        await self.until(lambda: "self-signed" in link.problem)
+        # As if this host had joined anew since: what it has on disk takes nothing away.
+        await self.stop()
+        store = MemberStore(self.state / "fleet")
+        known = store.load()
+        assert known is not None
+        answer = replace(known.answer, fleet=(pki.fleet.public_bytes(Encoding.DER),))
+        store.save(replace(known, answer=answer))
+        self.member()
+        await self.until(lambda: len(self.controller.visits) == 4)
 
     async def test_a_bundle_that_is_not_right_changes_nothing(self) -> None:
         _, host = await self.joined()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +21,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from controller.pki.authority import FLEET_CA, ROOT, USER_CA, Authority, certificate_pem
+from controller.pki.authority import (
+    FLEET_CA,
+    ROOT,
+    USER_CA,
+    Authority,
+    certificate_pem,
+    sign_intermediate,
+)
 from controller.pki.custody import KeySigner, MemoryCustody, Signer, new_private_key, private_key_pem
 from defender.contract.identity import GROUPS_OID, TRUST_DOMAIN_DEFAULT, encode_groups
 
@@ -122,6 +130,18 @@ class TestAuthority:
         self.root = self.authority.root
         self.users = self.authority.users
         self.fleet = self.authority.fleet
+
+    def with_another_fleet(self) -> TestAuthority:
+        """The same root and users, and another fleet intermediate."""
+        other = copy(self)
+        other.custody = MemoryCustody()
+        other.custody._signers = {k: v for k, v in self.custody._signers.items() if k != FLEET_CA}
+        signer, root = other.custody.create(FLEET_CA), other.custody.signer(ROOT)
+        other.fleet = sign_intermediate(self.trust_domain, self.root, root, signer, "fleet", self.now)
+        other.authority = Authority(
+            self.trust_domain, root=self.root, users=self.users, fleet=other.fleet, custody=other.custody
+        )
+        return other
 
     def user(
         self,
