@@ -94,6 +94,7 @@ _JOIN_TOKEN: Final[Mapping[str, Any]] = {
     "networks": ["10.0.0.0/8"],
     "labels": {"site": "vienna"},
     "names": ["web*"],
+    "hosts": ["*.example.com"],
     "approval": False,
     "comment": "new rack",
     "by": "admin",

@@ -436,6 +436,13 @@ NEW_JOIN_TOKEN: Final = Record(
         "networks": ListOf(_CIDR, high=64, low=1, about="From where it may be used."),
         "labels": LABELS,
         "names": ListOf(GLOB, high=64, low=1, about="Names that a defender may join under."),
+        "hosts": ListOf(
+            GLOB,
+            high=64,
+            low=1,
+            about="Host names and addresses that its certificate may carry, besides its own; a name without "
+            "wildcards also when it is the controller's.",
+        ),
         "approval": Flag("Whether somebody must approve each defender."),
         "comment": COMMENT,
     },
@@ -447,6 +454,7 @@ _JOIN_TOKEN: Final[dict[str, Field]] = {
     "networks": ListOf(Text(64)),
     "labels": LABELS,
     "names": ListOf(GLOB),
+    "hosts": ListOf(GLOB),
     "approval": Flag(),
     "comment": COMMENT,
     "by": USER,

@@ -39,7 +39,8 @@ def tokens() -> None:
 @tokens.command(
     epilog="\b\nExamples:\n  defenderctl tokens create\n"
     "  defenderctl tokens create --uses 3 --expires 2h --network 10.0.0.0/8 --label site=vienna\n"
-    "  defenderctl tokens create --name 'web*' --approval --comment 'new rack'"
+    "  defenderctl tokens create --name 'web*' --approval --comment 'new rack'\n"
+    "  defenderctl tokens create --name ci1 --host ci.example.com --host 10.9.0.7"
 )
 @click.option(
     "--uses", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Defenders it lets in."
@@ -57,6 +58,13 @@ def tokens() -> None:
 @click.option(
     "--name", "names", multiple=True, metavar="GLOB", help="Only under such names; may be repeated."
 )
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="GLOB",
+    help="Users may reach them under such names or networks, besides their own; may be repeated.",
+)
 @label_option("The defenders get this label.")
 @click.option("--approval", is_flag=True, help="Each defender waits until somebody approves it.")
 @click.option("--comment", default="", metavar="TEXT", help="What it is for.")
@@ -66,6 +74,7 @@ def create(
     expires: int,
     networks: tuple[str, ...],
     names: tuple[str, ...],
+    hosts: tuple[str, ...],
     labels: dict[str, str],
     approval: bool,
     comment: str,
@@ -73,9 +82,11 @@ def create(
 ) -> None:
     """Make a join token. It is shown this once: standard output holds the token alone."""
     wanted: dict[str, Any] = {"uses": uses, "expires_in": expires, "approval": approval, "comment": comment}
-    for key, value in (("networks", list(networks)), ("names", list(names)), ("labels", labels)):
-        if value:
-            wanted[key] = value
+    for key, values in (("networks", networks), ("names", names), ("hosts", hosts)):
+        if values:
+            wanted[key] = list(values)
+    if labels:
+        wanted["labels"] = labels
     made = ask("POST", JOIN, body=wanted)
     if as_json:
         print_json(made)
@@ -107,6 +118,8 @@ def list_(as_json: bool) -> None:
 
 def _restrictions(token: Any) -> str:
     parts = [", ".join(token["networks"]), ", ".join(token["names"])]
+    if token["hosts"]:
+        parts.append(f"hosts {', '.join(token['hosts'])}")
     if token["labels"]:
         parts.append(f"labels {shown_labels(token['labels'])}")
     if token["approval"]:

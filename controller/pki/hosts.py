@@ -3,7 +3,8 @@
 A defender says under which names users reach it. What it says decides whom it could pose as, so it is not
 taken on trust: without a word of an administrator a host gets its own name, names that begin with it, the
 address that it came from, and those of the loop (which nobody else connects to). Whatever else it needs
-stands in the join token: globs for names, networks for addresses.
+stands in the join token: globs for names, networks for addresses. What another one has it gets only if the
+token says so letter by letter: a defender on the controller's own host has the controller's name.
 """
 
 from __future__ import annotations
@@ -54,12 +55,16 @@ def _is_allowed(
     if isinstance(host, str):
         if host == "localhost":
             return True
-        own = host == name or host.startswith(f"{name}.") or any(fnmatchcase(host, each) for each in patterns)
-        return own and host not in taken
+        if host in taken:
+            return host in patterns
+        return (
+            host == name or host.startswith(f"{name}.") or any(fnmatchcase(host, each) for each in patterns)
+        )
     if host.is_loopback:
         return True
-    own = (source is not None and host == plain(source)) or any(_contains(each, host) for each in patterns)
-    return own and str(host) not in taken
+    if str(host) in taken:
+        return str(host) in patterns
+    return (source is not None and host == plain(source)) or any(_contains(each, host) for each in patterns)
 
 
 def _contains(pattern: str, address: IPv4Address | IPv6Address) -> bool:

@@ -139,7 +139,8 @@ class TokenTests(FleetTestCase):
 
         self.patch(self.world.fleet, "create_join_token", create)
         options = ("--uses", "3", "--expires", "2h", "--network", "10.0.0.0/8", "--label", "site=vienna")
-        told = self.good("tokens", "create", *options, "--name", "web*", "--approval", "--comment", "new")
+        names = ("--name", "web*", "--host", "*.example.com")
+        told = self.good("tokens", "create", *options, *names, "--approval", "--comment", "new")
         self.assertEqual(told, "dft1.EXAMPLE\n")
         self.assertEqual(
             asked[0],
@@ -148,6 +149,7 @@ class TokenTests(FleetTestCase):
                 "expires_in": 7200,
                 "networks": ["10.0.0.0/8"],
                 "names": ["web*"],
+                "hosts": ["*.example.com"],
                 "labels": {"site": "vienna"},
                 "approval": True,
                 "comment": "new",

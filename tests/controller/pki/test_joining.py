@@ -79,3 +79,13 @@ class HostTests(SynchronousTestCase):
             "web1", ["web1.a.test", "10.1.2.3"], source=ONE, taken={"web1.a.test", "10.1.2.3"}
         )
         self.assertEqual((allowed, left_out), ((), ("web1.a.test", "10.1.2.3")))
+
+    def test_what_another_one_has_and_an_administrator_gives_away(self) -> None:
+        taken, wanted = (
+            {"hq", "hq.a.test", "10.1.2.3", "10.1.2.9"},
+            ["hq", "hq.a.test", "10.1.2.3", "10.1.2.9"],
+        )
+        allowed, left_out = allowed_hosts(
+            "web1", wanted, source=ONE, taken=taken, patterns=("hq", "*.a.test", "10.1.2.9", "10.1.0.0/16")
+        )
+        self.assertEqual((allowed, left_out), (("hq", "10.1.2.9"), ("hq.a.test", "10.1.2.3")))

@@ -38,6 +38,7 @@ class Tokens(PortCase):
             "networks": ["10.0.0.0/8"],
             "labels": {"site": "vienna"},
             "names": ["web*"],
+            "hosts": ["*.example.com", "10.9.0.0/16", "fd00::/8"],
             "comment": "new rack",
         }
         made = yield self.ask("POST", PATH, wanted, token=session)
@@ -47,6 +48,8 @@ class Tokens(PortCase):
         kept = yield self.database.read(find_token, token.id)
         self.assertEqual((kept.digest, kept.expires), (token.digest, int(NOON) + 600))
         self.assertEqual((kept.names, kept.created_by), (("web*",), "admin"))
+        self.assertEqual(made.json["hosts"], wanted["hosts"])
+        self.assertEqual(list(kept.hosts), wanted["hosts"])
         (shown,) = items((yield self.ask("GET", PATH, token=session)))
         self.assertEqual((shown["state"], shown["used"], shown["uses"]), ("usable", 0, 2))
         self.assertNotIn("token", shown)
