@@ -36,8 +36,8 @@ class FleetTests(FleetCase):
     # -- enrollment
 
     def test_hosts_have_joined_and_a_second_start_needs_no_token(self) -> None:
-        shown = self.controller.defenders()
-        self.assertEqual({name: each["labels"] for name, each in shown.items()}, {
+        shown = self.controller.ask("defenders", "list")
+        self.assertEqual({each["name"]: each["labels"] for each in shown}, {
             "host1": {"rack": "1"}, "host2": {"rack": "2"}, "host3": {"rack": "3"},
         })  # fmt: skip
         states = [each["state"] for each in self.controller.ask("tokens", "list")]
