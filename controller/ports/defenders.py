@@ -181,6 +181,8 @@ def _stream(distribution: Distribution, who: str, held: HeldRow | None) -> Mappi
         return {**_NONE, "key_epoch": epoch, "active": active}
     standing, refusal = distribution.standing(who)
     wanted = distribution.desired(who)
+    if wanted is not None and held is not None and held.position == wanted.position:
+        active = wanted.origin.version  # signed again by another key
     detail = "" if refusal is None else f"{refusal.code}: {refusal.detail}"[:2000]
     return {
         "key_epoch": epoch,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from twisted.internet.defer import inlineCallbacks
 
+from controller.fleet import Target
+from controller.pki.signing import BUNDLE
+from controller.publisher_orders import Orders
+from controller.selection import Selection
 from controller.store import defenders, join_tokens
 from controller.store.join_tokens import JoinTokenRow, JoinUseRow
 from defender.contract.contents import LocksContent, ModeContent
 from defender.contract.locks import Lock
-from tests.controller.ports.case import items
+from tests.controller.ports.case import items, run
 from tests.controller.ports.fleet_case import FleetCase
 from tests.controller.publisher_fleet import ident
 from tests.controller.store.trails import NOON, Steps
@@ -54,6 +58,22 @@ class Hosts(FleetCase):
         self.assertEqual(event["after"], {"labels": {"env": "prod"}})
         gone = yield self.ask("GET", f"{PATH}/web9", token=self.session)
         self.assertEqual((gone.status, gone.json["detail"]), (404, "there is no defender 'web9'"))
+
+    @inlineCallbacks
+    def test_what_is_signed_again_keeps_the_number_it_was_published_under(self) -> Steps[None]:
+        yield self.enroll("web1")
+        orders = Orders(self.publisher)
+        text = "schema: 1\nrules:\n  - {name: ops, effect: allow}\n"
+        yield run(orders.save_draft("prod", text, Target(Selection()), "ada"))
+        yield run(orders.publish("prod", "ada"))
+        yield self.calm()
+        before = yield self.ask("GET", f"{PATH}/web1", token=self.session)
+        yield run(orders.replace_key(BUNDLE))
+        yield self.calm()
+        after = yield self.ask("GET", f"{PATH}/web1", token=self.session)
+        for reply in (before, after):
+            policy = reply.json["streams"]["policy"]
+            self.assertEqual((policy["desired"], policy["active"], policy["state"]), (2, 2, "acked"))
 
     @inlineCallbacks
     def test_removed(self) -> Steps[None]:
