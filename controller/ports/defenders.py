@@ -173,15 +173,15 @@ class Defenders:
 
 def _stream(distribution: Distribution, who: str, held: HeldRow | None) -> Mapping[str, Any]:
     """`StreamState`. Versions are the numbers under which contents were published first."""
-    active, epoch = None, 0
+    active, epoch, at = None, 0, None
     if held is not None and held.position is not None:
-        epoch = held.position.key_epoch
-        active = distribution.origin_of(Position(*held.position)).version
+        at = Position(*held.position)
+        epoch, active = at.key_epoch, distribution.origin_of(at).version
     if distribution.line_of(who) is None:
         return {**_NONE, "key_epoch": epoch, "active": active}
     standing, refusal = distribution.standing(who)
     wanted = distribution.desired(who)
-    if wanted is not None and held is not None and held.position == wanted.position:
+    if wanted is not None and wanted.position == at:
         active = wanted.origin.version  # signed again by another key
     detail = "" if refusal is None else f"{refusal.code}: {refusal.detail}"[:2000]
     return {
