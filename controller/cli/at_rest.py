@@ -37,9 +37,9 @@ from controller.store.events import FOLDER
 from controller.store.locks import LockRow
 from controller.store.migrations import migrations_of, version_of
 from defender.contract.bundle import EVERYONE, Bundle, BundleError, open_envelope
-from defender.contract.envelope import BUNDLE_TYPE, MAX_ENVELOPE, read_envelope, verify
+from defender.contract.envelope import BUNDLE_TYPE, MAX_ENVELOPE, read_envelope, split_envelopes, verify
 from defender.contract.locks import Lock, make_lock
-from defender.contract.trust import LOCKS, MODE, POLICY, TRUST
+from defender.contract.trust import LOCKS, MAX_ROOTS, MODE, POLICY, TRUST, Root, first_root, next_root
 
 STORE: Final = "store"
 SIGNING: Final = "signing"
@@ -186,29 +186,61 @@ def take_back(state: Path, files: Sequence[Path], user: str) -> list[TakenBack]:
     No number up to theirs is given again. All of the files count, or none. Raises AtRestError, CustodyError.
     """
     with stopped(state) as connection:
-        root = SigningKeys.load(state / SIGNING).root
-        found = []
+        keys = SigningKeys.load(state / SIGNING)
+        found: list[tuple[Bundle, bytes]] = []
+        told: list[TakenBack] = []
         for path in files:
             data = _read(path)
             try:
-                payload = json.loads(_verified(data, root))
-                audience = payload["audience"]
-                bundle = open_envelope(
-                    data,
-                    root,
-                    stream=payload["stream"],
-                    defender="" if audience == EVERYONE else audience[0],
-                    agent_version=_NEWEST_AGENT,
-                    now=None,
-                )
+                found.append((_opened(data, keys.root), data))
             except BundleError as error:
-                raise AtRestError(f"{path}: {error.code}: {error}{_hint(error)}") from None
-            found.append((bundle, data))
-        found.sort(key=lambda each: (each[0].stream, each[0].position))
-        told = [_take(connection, bundle, data, user) for bundle, data in found]
-        numbers = {each.stream: each.version for each in told}
+                if not _is_over(data, keys):
+                    raise AtRestError(f"{path}: {error.code}: {error}{_hint(error)}") from None
+                told.append(TakenBack(path.name, 0, ("it is over: its key was replaced",)))
+        found.sort(key=lambda each: each[0].position, reverse=True)
+        seen: set[tuple[str, str]] = set()
+        for bundle, data in found:
+            line = bundle.stream, str(bundle.content["name"]) if bundle.stream == POLICY else ""
+            if line in seen and bundle.stream != MODE:
+                told.append(TakenBack(bundle.stream, bundle.version, ("there is a newer one among these",)))
+                continue
+            seen.add(line)
+            told.append(_take(connection, bundle, data, user))
+        numbers: dict[str, int] = {}
+        for bundle, _ in found:
+            numbers.setdefault(bundle.stream, bundle.version)
         _tell(connection, user, "bundle_take_back", "", None, numbers)
         return told
+
+
+def _opened(data: bytes, root: Root) -> Bundle:
+    """A bundle of whatever stream and for whomever; raises BundleError."""
+    envelope = read_envelope(data, BUNDLE_TYPE)
+    verify(envelope, root.bundle)
+    payload = json.loads(envelope.payload)
+    audience = payload["audience"]
+    return open_envelope(
+        data,
+        root,
+        stream=payload["stream"],
+        defender="" if audience == EVERYONE else audience[0],
+        agent_version=_NEWEST_AGENT,
+        now=None,
+    )
+
+
+def _is_over(data: bytes, keys: SigningKeys) -> bool:
+    """Whether a bundle is signed by a key that this fleet had before: no defender has it in force."""
+    frames = split_envelopes(keys.chain, MAX_ROOTS)
+    root = first_root(frames[0])
+    for frame in frames[1:]:
+        try:
+            verify(read_envelope(data, BUNDLE_TYPE), root.bundle)
+        except BundleError:
+            root = next_root(root, frame)
+        else:
+            return root.bundle != keys.root.bundle
+    return False
 
 
 def _take(connection: sqlite3.Connection, bundle: Bundle, data: bytes, user: str) -> TakenBack:
@@ -271,12 +303,6 @@ def _draft(connection: sqlite3.Connection, bundle: Bundle, user: str) -> str:
         return f"policy {name}: cannot be a draft: {error}"
     keep_policy(connection, after)
     return f"policy {name}: its text is the draft now; its hosts keep it until you publish"
-
-
-def _verified(data: bytes, root: Any) -> bytes:
-    envelope = read_envelope(data, BUNDLE_TYPE)
-    verify(envelope, root.bundle)
-    return envelope.payload
 
 
 def _hint(error: BundleError) -> str:

@@ -144,4 +144,4 @@ def take_back(files: tuple[Path, ...], state: Path, as_json: bool) -> None:
         return
     for each in told:
         for news in each.news:
-            print_line(f"{each.stream} {each.version}: {news}")
+            print_line(f"{each.stream}{f' {each.version}' if each.version else ''}: {news}")

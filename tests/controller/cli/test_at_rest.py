@@ -139,6 +139,30 @@ class Restores(AtRestCase):
             at_rest.take_back(self.directory, [good], "root")
         self.assertIn("runs (process ", str(caught.exception))
 
+    async def test_only_the_newest_counts(self) -> None:
+        host = await self.found()
+        await self.orders.add_lock(ADA, "", "ada")
+        await self.calm()
+        backup = self.directory / "backup"
+        at_rest.back_up(self.directory, backup)
+        row, _ = await self.orders.add_lock(CLEO, "", "ada")
+        await self.calm()
+        older = self.newest(host, LOCKS).rename(self.directory / "older.bundle")
+        await self.orders.remove_lock(row.id, "ada")
+        await self.orders.add_lock(BRUCE, "", "ada")
+        await self.calm()
+        await self.restored(backup)
+        newer = self.newest(host, LOCKS)
+        told = at_rest.take_back(self.directory, [older, newer], "root")
+        self.assertEqual(
+            [each.news for each in told],
+            [("locked again: user bruce@example.com",), ("there is a newer one among these",)],
+        )
+        for role in (SNAPSHOT, BUNDLE):
+            self.run_command("replace-key", role)
+        (over,) = at_rest.take_back(self.directory, [newer], "root")
+        self.assertEqual(over.news, ("it is over: its key was replaced",))
+
     async def test_keys_from_before_a_key_was_replaced_are_told(self) -> None:
         host = await self.found()
         backup = self.directory / "backup"
