@@ -1,21 +1,15 @@
-"""The recorder: takes events in the reactor, and has the spool bring them to disk in its thread.
+"""The recorder: takes events in the reactor (`recording`) and has the spool bring them to disk in its thread.
 
-`append` only makes a payload and puts it on a list. A commit takes all that is on it: at once if somebody
-waits for an event to be durable and the disk is free, else a quarter of a second after the first event or
-when there are 64 KiB of them. What arrives while a commit is under way goes into the next one. Nothing here
-waits for the disk, and whoever waits for a commit is told after `PATIENCE` seconds that it does not answer.
-
-While the disk fails, events wait in memory up to a bound; what comes then is dropped and counted, and a gap
-event says so when the disk works again.
+A commit takes all events that wait: at once if somebody waits for one to be durable and the disk is free,
+else a quarter of a second after the first event or when there are 64 KiB of them. What arrives while a commit
+is under way goes into the next one. Nothing here waits for the disk, and whoever waits for a commit is told
+after `PATIENCE` seconds that it does not answer.
 """
 
 from __future__ import annotations
 
-import os
-import random
 import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -26,34 +20,20 @@ from twisted.logger import Logger
 from defender.audit import notes
 from defender.audit.commands import Close, Command, Fetch, Pressure, Retry, SegmentFile
 from defender.audit.disk import DiskThread
-from defender.audit.identities import Identities
-from defender.audit.mishaps import ClockWatch, Losses, Outage
+from defender.audit.mishaps import ClockWatch, Outage
+from defender.audit.recording import STALLED, STOPPED, Recording, Told
 from defender.audit.recovery import Finding
 from defender.audit.spool import FULL, Spool, State
 from defender.audit.store import Answer, Done, Fetched, Looked, Opening, Store, There, Trouble
-from defender.contract.audit import Event
-from defender.contract.packing import CLOSING, assemble, micros_of, pack_body, unpack
-from defender.contract.spool import SEGMENT_SIZE, SpoolError, room
+from defender.contract.packing import CLOSING, micros_of, pack_body
+from defender.contract.spool import SEGMENT_SIZE
 
-#: Seconds from an event to its commit, and bytes of events that do not wait for that.
-INTERVAL: Final = 0.25
-BATCH: Final = 64 * 1024
-#: What waits in memory while the disk fails, events and bytes; while it is only slow, the bytes alone count.
-MAX_WAITING: Final = 1000
-MAX_WAITING_BYTES: Final = 4 * 1024 * 1024
-#: Reserved events find this much room more.
-RESERVED_WAITING: Final = 1.25
 #: Seconds until those who wait are told that the disk does not answer; so long a stop waits too.
 PATIENCE: Final = 5.0
 #: So many things that are found at once have an event each.
 MOST: Final = 100
 #: Seconds between two looks at what earlier runs left.
 PAUSE: Final = 0.05
-
-_STALLED: Final = "the audit disk does not answer"
-_STOPPED: Final = "the defender is stopping"
-
-Told = Callable[[str], object]
 
 
 class Disk(Protocol):
@@ -65,8 +45,8 @@ class Disk(Protocol):
     def stop(self) -> None: ...
 
 
-class Journal:
-    """A recorder (`defender.contract.audit.CallRecorder`) on a spool of its own; `boot` is the boot's id.
+class Journal(Recording):
+    """A `Recording` on a spool of its own; `boot` is the boot's id.
 
     `written` counts the events on disk, `durable` those of them that somebody waited for, `failed` the
     commits that did not work, `dropped` the events that are lost, `reduced` those that were too large,
@@ -94,46 +74,23 @@ class Journal:
         monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.directory = Path(directory)
+        spool = Spool(agent, boot, segment_bytes=segment_bytes, max_bytes=max_bytes, refuse=refuse)
+        super().__init__(agent, spool, reactor, segment_bytes=segment_bytes, wall=wall, monotonic=monotonic)
         self.written = self.durable = self.failed = 0
-        self.reduced = self.repaired = self.rotated = 0
-        self.problem = ""
+        self.repaired = self.rotated = 0
         self.moved: Callable[[], object] = _nothing
-        self._agent = agent
         self._patience = patience
-        self._reactor = reactor
-        self._largest = room(segment_bytes)
-        self._batch = min(BATCH, self._largest)
-        self._spool = Spool(agent, boot, segment_bytes=segment_bytes, max_bytes=max_bytes, refuse=refuse)
         self._disk = disk or DiskThread(Store(self.directory, agent, segment_bytes=segment_bytes), reactor)
-        self._wall = wall
-        self._monotonic = monotonic
-        # Ids must be unique, not secret: a seeded generator costs a tenth of the system's.
-        self._identities = Identities(random.Random(os.urandom(32)).getrandbits)  # noqa: S311
-        self._new_id = self._identities.new
-        self._payloads: list[bytes] = []
-        self._size = 0
-        self._limit = self._batch
-        self._waiting: list[tuple[int, Told]] = []  # index in _payloads
         self._flying: list[Told] = []
         self._count = 0  # events of the commit under way
-        self._timer: IDelayedCall | None = None
-        self._overdue = False
         self._calls: list[IDelayedCall] = []
         self._watch: IDelayedCall | None = None
         self._busy = 0.0  # since when the disk has a command, 0 if it has none
-        self._stalled = False
-        self._losses = Losses()
         self._clocks = ClockWatch(wall(), monotonic())
         self._outage = Outage()
-        self._stopping: Deferred[None] | None = None
         self._closing = False
 
     # -- life
-
-    @property
-    def dropped(self) -> int:
-        """How many events are lost."""
-        return self._losses.total
 
     def start(self) -> None:
         """Open the spool; `problem` and the log say if that does not work, and it is tried again."""
@@ -193,95 +150,7 @@ class Journal:
             lambda answer: took(answer.data if isinstance(answer, Fetched) else None),
         )
 
-    # -- recording
-
-    def record(self, event: Event) -> None:
-        """Take one event; see `Recorder`."""
-        corr = _corr(event.pop("corr", None))
-        decision = event.get("decision")
-        reserved = event.get("kind") in notes.RESERVED_KINDS or (
-            isinstance(decision, dict) and decision.get("effect") == "deny"
-        )
-        try:
-            pairs, body = pack_body(event)
-        except SpoolError as error:
-            self._log.error("audit: an event was reduced: {error}", error=error)
-            self.reduced += 1
-            pairs, body = _small(event, 0)
-        self.append(pairs, body, corr, reserved=reserved)
-
-    def append(self, pairs: int, body: bytes, corr: bytes = b"", *, reserved: bool = False) -> bytes:
-        """Take one packed event; see `CallRecorder`. Hot: a few microseconds."""
-        nanos = self._wall()
-        identity = self._new_id(nanos)
-        payload = assemble(pairs, body, identity, nanos // 1000, self._monotonic() // 1000, corr)
-        self._payloads.append(payload)
-        self._size += len(payload)
-        if self._size > self._limit:
-            self._over(reserved)
-        elif self._timer is None:
-            self._timer = self._reactor.callLater(INTERVAL, self._due)
-        return identity
-
-    def append_durable(self, pairs: int, body: bytes, corr: bytes, told: Told) -> bytes:
-        """Take one packed event whose writer waits for the disk; see `CallRecorder`."""
-        reason = self._refusal()
-        if reason:
-            identity = self.append(pairs, body, corr)
-            self._reactor.callLater(0, self._tell, [told], reason)
-            return identity
-        waiter = (len(self._payloads), told)
-        self._waiting.append(waiter)
-        identity = self.append(pairs, body, corr)
-        if self._waiting and self._waiting[-1] is waiter:
-            if len(self._payloads) == waiter[0]:  # it found no room
-                self._waiting.pop()
-                self._reactor.callLater(0, self._tell, [told], self._losses.because)
-            elif self._spool.state is State.READY:
-                self._flush()
-        return identity
-
-    def new_id(self) -> str:
-        """An id that joins the events of one call (`corr`), as text."""
-        return str(uuid.UUID(bytes=self._new_id(self._wall())))
-
-    def _assemble(self, pairs: int, body: bytes, corr: bytes = b"") -> bytes:
-        nanos = self._wall()
-        return assemble(pairs, body, self._new_id(nanos), nanos // 1000, self._monotonic() // 1000, corr)
-
-    def _over(self, reserved: bool) -> None:
-        """The payload that was just appended is not an ordinary one: commit, or see whether it may stay."""
-        if self._stopping is not None:
-            self._drop(_STOPPED)
-            return
-        pressure = self._spool.pressure
-        if pressure is Pressure.FULL or (pressure is Pressure.RESERVED and not reserved):
-            self._drop(FULL)
-            return
-        more = RESERVED_WAITING if reserved else 1.0
-        if self._size > MAX_WAITING_BYTES * more or (
-            self.problem and len(self._payloads) > MAX_WAITING * more
-        ):
-            self._drop(self.problem or "the audit disk is too slow")
-            return
-        if self._size > self._batch and self._spool.state is State.READY:
-            self._flush()
-        elif self._timer is None:
-            self._timer = self._reactor.callLater(INTERVAL, self._due)
-
-    def _drop(self, reason: str) -> None:
-        self._size -= len(self._payloads.pop())
-        self._lose(1, reason)
-
-    def _lose(self, count: int, reason: str) -> None:
-        self._losses.add(count, reason, self._monotonic())
-
     # -- committing
-
-    def _due(self) -> None:
-        self._timer = None
-        self._overdue = True
-        self._advance()
 
     def _advance(self) -> None:
         """Commit what waits, if the disk is free and it is time."""
@@ -332,15 +201,6 @@ class Journal:
         pressure = self._spool.pressure
         refusing = pressure is Pressure.RESERVED and self._stopping is None
         return bool(self._losses.untold) and not refusing and pressure is not Pressure.FULL
-
-    def _reduce(self, payload: bytes) -> bytes:
-        self.reduced += 1
-        try:
-            event = unpack(payload, agent=self._agent, epoch=1, seq=1)
-        except SpoolError:
-            event = {}
-        self._log.error("audit: an event of {size} bytes was reduced", size=len(payload))
-        return self._assemble(*_small(event, len(payload)), _corr(event.get("corr")))
 
     def _perform(self, commands: Iterable[Command]) -> None:
         for command in commands:
@@ -471,40 +331,6 @@ class Journal:
         self._waiting = []
         self._tell(told, reason)
 
-    def _tell(self, waiting: list[Told], reason: str) -> None:
-        for told in waiting:
-            try:
-                told(reason)
-            except Exception:  # noqa: BLE001  the others still have to be told
-                self._log.failure("audit: telling of a commit failed")
-
-    def _tell_of(self, event: Event | None) -> None:
-        """A warning in the log as well as in the spool."""
-        if event is not None:
-            self._log.warn("audit: {detail}", detail=event["result"]["detail"])  # type: ignore[index]
-            self._note(event)
-
-    def _note(self, event: Event) -> None:
-        if self._stopping is None:
-            self.append(*pack_body(event), reserved=True)
-
-    def _refusal(self) -> str:
-        """Why nothing can be made durable at present, "" if it can."""
-        if self._stopping is not None:
-            return _STOPPED
-        if self._spool.pressure is Pressure.FULL:
-            return FULL
-        return _STALLED if self._stalled else self.problem
-
-    def _set_limit(self) -> None:
-        """From how many bytes on an event is looked at; -1 for every one."""
-        if self._stopping is not None or self.problem or self._spool.pressure is not Pressure.NONE:
-            self._limit = -1
-        elif self._spool.state is State.READY:
-            self._limit = self._batch
-        else:
-            self._limit = MAX_WAITING_BYTES
-
     # -- waits that end
 
     def _look(self) -> None:
@@ -518,11 +344,11 @@ class Journal:
             return
         if not self._stalled:
             self._stalled = True
-            self._log.error("{stalled}: {directory}", stalled=_STALLED, directory=self.directory)
-        self.problem = _STALLED
+            self._log.error("{stalled}: {directory}", stalled=STALLED, directory=self.directory)
+        self.problem = STALLED
         self._mark_trouble("")
         self._set_limit()
-        self._refuse_all(_STALLED)
+        self._refuse_all(STALLED)
         self._watch = self._reactor.callLater(self._patience, self._look)
 
     def _give_up(self) -> None:
@@ -532,9 +358,9 @@ class Journal:
                 "audit: {lost} events are lost, {directory}: {problem}",
                 lost=lost,
                 directory=self.directory,
-                problem=self._spool.problem or _STALLED,
+                problem=self._spool.problem or STALLED,
             )
-        self._lose(lost, _STOPPED)
+        self._lose(lost, STOPPED)
         self._payloads.clear()
         self._finish()
 
@@ -544,7 +370,7 @@ class Journal:
                 call.cancel()
         self._timer = self._watch = None
         self._calls = []
-        self._refuse_all(_STOPPED)
+        self._refuse_all(STOPPED)
         self._disk.stop()
         if self._stopping is not None and not self._stopping.called:
             self._stopping.callback(None)
@@ -575,20 +401,3 @@ class Journal:
 
 def _nothing() -> None:
     """Nobody ships."""
-
-
-def _small(event: Mapping[str, object], size: int) -> tuple[int, bytes]:
-    try:
-        return pack_body(notes.reduced(event, size))
-    except (SpoolError, ValueError):
-        return pack_body(notes.reduced({}, size))
-
-
-def _corr(value: object) -> bytes:
-    """16 bytes from what an event has as its `corr`; empty if it stands alone."""
-    if isinstance(value, str) and value:
-        try:
-            return uuid.UUID(value).bytes
-        except ValueError:
-            return b""
-    return value if isinstance(value, bytes) and len(value) == 16 else b""

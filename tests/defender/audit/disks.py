@@ -11,7 +11,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from defender.audit.commands import Command, Commit
-from defender.audit.journal import INTERVAL, PATIENCE, Journal
+from defender.audit.journal import PATIENCE, Journal
+from defender.audit.recording import INTERVAL
 from defender.audit.store import Answer, Store, Trouble
 from defender.contract.audit import Event
 from defender.contract.packing import pack_body

@@ -5,12 +5,8 @@ from __future__ import annotations
 import uuid
 
 from defender.audit.commands import Commit, Inspect, Open, Prepare
-from defender.audit.journal import (
-    INTERVAL,
-    MOST,
-    PATIENCE,
-    PAUSE,
-)
+from defender.audit.journal import MOST, PATIENCE, PAUSE
+from defender.audit.recording import INTERVAL
 from defender.audit.shipping import Shipping
 from defender.audit.store import Opening
 from defender.contract.audit import defender_event

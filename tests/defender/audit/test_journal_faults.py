@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from defender.audit.journal import (
-    MAX_WAITING,
-    MAX_WAITING_BYTES,
-    Journal,
-)
+from defender.audit.journal import Journal
 from defender.audit.mishaps import CLOCK_STEP
+from defender.audit.recording import MAX_WAITING, MAX_WAITING_BYTES
 from defender.contract.audit import SYSTEM, control_event, identity_event
 from tests.defender.audit.disks import SEGMENT, JournalCase, packed
 from tests.spool import findings
