@@ -10,13 +10,14 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from typing import Protocol as Typed
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Factory
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -32,6 +33,12 @@ from defender.contract.session import Outputs, Pushed, SessionError
 
 #: Seconds that a controller may take to close the connection at our stop.
 GOODBYE = 2.0
+
+#: Seconds between two looks at what the controller is told of this defender.
+LOOK_EVERY = 5.0
+#: The least seconds between two of its states that differ in counts alone.
+COUNTS_EVERY = 60.0
+_COUNTS: Final = frozenset({"streams"})
 
 
 class Spool(Typed):
@@ -94,6 +101,10 @@ class ControllerLink(Service):
         self._in_flight: deque[Batch] = deque()
         self._opened_epoch = 0
         self._said: Mapping[str, Any] | None = None
+        self._said_at = 0.0
+        # Somebody on the host may have changed where it listens; the disk of its spool may fail.
+        self._looking = LoopingCall(self.report)
+        self._looking.clock = reactor
         self._gone: Deferred[None] | None = None
         self._hurry = False  # we ended the session to begin another
 
@@ -102,12 +113,17 @@ class ControllerLink(Service):
     def startService(self) -> None:
         super().startService()
         self._spool.moved = self._ship
+        self._looking.start(LOOK_EVERY, now=False).addErrback(
+            lambda failure: self.log.failure("the controller is not told of changes any more", failure)
+        )
         self._dial()
 
     def stopService(self) -> Deferred[None]:
         """Say goodbye; fires when the connection is gone."""
         super().stopService()
         self._spool.moved = _nothing
+        if self._looking.running:
+            self._looking.stop()
         if self._call is not None and self._call.active():
             self._call.cancel()
         self._call = None
@@ -258,13 +274,18 @@ class ControllerLink(Service):
         return self._say(self._protocol, lambda session: session.commit(serial))
 
     def report(self) -> None:
-        """Say what the defender is doing, if that is something else than what was said last."""
+        """Say what the defender is doing, if that is something else than what was said last.
+
+        How many streams are open changes all the time: that alone is said once a minute.
+        """
         if not self.connected:
             return
-        state = dict(self._uses.state())
-        if state != self._said:
-            self._said = state
-            self._say(self._protocol, lambda session: session.report(state))
+        state, now = dict(self._uses.state()), self._reactor.seconds()
+        fresh = now < self._said_at + COUNTS_EVERY
+        if self._said is not None and _without_counts(state, fresh) == _without_counts(self._said, fresh):
+            return
+        self._said, self._said_at = state, now
+        self._say(self._protocol, lambda session: session.report(state))
 
     def _say(self, protocol: ChannelProtocol | None, what: Callable[[DefenderSession], Outputs]) -> bool:
         if protocol is None or protocol is not self._protocol or protocol.session.is_closed:
@@ -336,6 +357,10 @@ class _Factory(Factory[ChannelProtocol]):
 
     def buildProtocol(self, addr: object) -> ChannelProtocol:
         return self._build()
+
+
+def _without_counts(state: Mapping[str, Any], leave_out: bool) -> Mapping[str, Any]:
+    return {key: value for key, value in state.items() if not leave_out or key not in _COUNTS}
 
 
 def _nothing() -> None:

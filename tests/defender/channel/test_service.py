@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from defender.audit.commands import SegmentFile
-from defender.channel.service import GOODBYE, ControllerLink, Uses
+from defender.channel.service import GOODBYE, LOOK_EVERY, ControllerLink, Uses
 from defender.contract.controller_session import ControllerSession
 from defender.contract.errors import ContractError
 from defender.contract.message_bytes import push_frames
@@ -259,6 +259,23 @@ class SayingTests(LinkCase):
         self.link.report()
         said: list[Mapping[str, Any]] = [each.state for each in self.wire.of(Status)]
         self.assertEqual(said, [{"listener": "tcp"}, {"listener": "unix"}])
+
+    def test_what_changes_on_the_host_alone_is_said_as_well(self) -> None:
+        self.wire.welcome()
+        self.state["listener"] = "none"
+        self.clock.advance(LOOK_EVERY)
+        self.assertEqual([each.state["listener"] for each in self.wire.of(Status)], ["tcp", "none"])
+
+    def test_counts_alone_are_said_once_a_minute(self) -> None:
+        self.state["streams"] = 0
+        self.wire.welcome()
+        for count in range(1, 13):
+            self.state["streams"] = count
+            self.clock.advance(LOOK_EVERY)
+        self.assertEqual([each.state["streams"] for each in self.wire.of(Status)], [0, 12])
+        self.state |= {"streams": 13, "listener": "none"}
+        self.clock.advance(LOOK_EVERY)
+        self.assertEqual([each.state["streams"] for each in self.wire.of(Status)], [0, 12, 13])
 
 
 class ComingBackTests(LinkCase):
