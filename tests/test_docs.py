@@ -6,13 +6,14 @@ import json
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from twisted.trial.unittest import SynchronousTestCase
 
+from controller import settings as controller_settings
 from controller.cli.main import defenderctl
 from defender.contract.policy import Decision, load_policy
 from defender.http1.head import MAX_HEAD
@@ -180,11 +181,14 @@ class ExampleTests(SynchronousTestCase):
         read = 0
         for page in PAGES:
             for block in blocks(page.read_text("utf-8"), "toml"):
-                whole = (
-                    block if "[defender]" in block else f'[defender]\nstate = "/var/lib/defender"\n{block}'
-                )
+                read_one: Callable[..., object] = read_settings
+                whole = block
+                if block.startswith("[controller]\nstate = "):
+                    read_one = controller_settings.read_settings
+                elif "[defender]" not in block:
+                    whole = f'[defender]\nstate = "/var/lib/defender"\n{block}'
                 tomllib.loads(whole)
-                read_settings(whole, source=page.name, base=Path("/"), host_name="web1")
+                read_one(whole, source=page.name, base=Path("/"), host_name="web1")
                 read += 1
         self.assertGreater(read, 1)
 
@@ -209,8 +213,9 @@ class FigureTests(SynchronousTestCase):
     """Numbers and names of settings in the text."""
 
     def test_settings_that_are_named_exist(self) -> None:
-        known = {f"{setting.table}.{setting.key}" for setting in describe()}
-        tables = "|".join({setting.table for setting in describe()})
+        settings = (*describe(), *controller_settings.describe())
+        known = {f"{setting.table}.{setting.key}" for setting in settings}
+        tables = "|".join({setting.table for setting in settings})
         unknown = []
         for page in PAGES:
             for name in re.findall(rf"`((?:{tables})\.[a-z_]+)`", page.read_text("utf-8")):
@@ -242,7 +247,7 @@ class FigureTests(SynchronousTestCase):
 _NOT_SETTINGS = frozenset(
     (
         *("audit.problem", "policy.problems", "policy.source"),  # keys of the status
-        "audit.read",  # a permission
+        *("accounts.read", "accounts.write", "audit.read"),  # permissions
         *("defender.contract", "defender.socket", "defender.toml", "policy.yaml"),
     )
 )

@@ -6,7 +6,8 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from defender.settings import describe
+from controller import settings as controller_settings
+from defender import settings as defender_settings
 from docs.reference_pages import DOCS, EXAMPLE, PAGES, main
 from tests.schema import faults
 
@@ -19,8 +20,11 @@ class Pages(SynchronousTestCase):
 
     def test_every_setting_is_on_its_page(self) -> None:
         page = PAGES["reference/settings.md"]()
-        for setting in describe():
-            self.assertIn(f"| `{setting.key}` | {setting.type} |", page)
+        defender, controller = page.split("\n# The controller\n")
+        for part, program in ((defender, defender_settings), (controller, controller_settings)):
+            for setting in program.describe():
+                table = part.split(f"\n## [{setting.table}]\n")[1].split("\n## ")[0]
+                self.assertIn(f"| `{setting.key}` | {setting.type} |", table)
 
     def test_every_key_of_the_schema_is_on_its_page(self) -> None:
         schema = json.loads((DOCS / "reference/event.schema.json").read_text("utf-8"))
