@@ -1,4 +1,4 @@
-"""A link, a process or a disk of a fleet fails: nothing that was recorded is lost or doubled."""
+"""A link, a process, a clock or a disk of a fleet fails: nothing that was recorded is lost or doubled."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from tests.system.hosts.host import Host
 from tests.system.hosts.load import Load
 
 ENOUGH = 30
+HOUR = 3600
 NEWER = POLICY.replace("builders_rule", "newer_rule").replace('"image_*", ', "")
 
 
 class FaultTests(FleetCase):
-    """One host has a small disk, and so has the controller."""
+    """One host has its own clock, one a small disk, and so has the controller."""
 
     options: ClassVar[Mapping[str, Any]] = {
+        "clocks": ("host2",),
         "disks": {"host3": "8m", "controller": "48m"},
         "settings": {"audit": "segment_bytes = 65536"},
     }
 
     def setUp(self) -> None:
-        self.one, self.two, self.small = self.hosts.hosts
+        self.one, self.late, self.small = self.hosts.hosts
 
     # -- what the controller has
 
@@ -59,7 +61,7 @@ class FaultTests(FleetCase):
 
     def test_a_host_that_is_cut_off(self) -> None:
         host, member, network = self.one, self.member(self.one), self.hosts.network
-        others = (self.two, self.small)
+        others = (self.late, self.small)
         self.addCleanup(self.controller.publish, "fleet", POLICY)
         terminal = self.shell(host)
         trail, before, shipped = member.trail(), now(), member.fleet()["shipped"]
@@ -113,6 +115,46 @@ class FaultTests(FleetCase):
         code, said = self.docker(host, "rmi", "none", who=BUILDER, check=False)
         self.assertEqual(code, 1)
         return "newer_rule" if "by rule 'newer_rule'" in said else "builders_rule"
+
+    # -- a clock that is off
+
+    def test_a_clock_that_is_off(self) -> None:
+        host, member, clock = self.late, self.member(self.late), self.hosts.clocks["host2"]
+        self.addCleanup(self.controller.publish, "fleet", POLICY)
+        self.addCleanup(self.with_clock, host, 0)
+        trail, before = member.trail(), now()
+        # Ahead: that is told, and everything goes on.
+        self.with_clock(host, HOUR)
+        self.await_linked(host)
+        (skew, *_) = trail.wait_for(lambda each: each["req"]["action"] == "clock_skew", since=before)
+        self.assertRegex(skew["result"]["problems"][0], r"this host's clock is 3[56]\d\d seconds ahead of")
+        self.controller.publish("fleet", NEWER)
+        self.assertEqual(self.rule_of(host), "newer_rule")
+        # Behind, under an open link: what is signed later than its now counts, for it knows a later time.
+        clock.set(-HOUR)
+        self.controller.publish("fleet", POLICY)
+        with Load([member], "clock-behind") as load:
+            self.await_true("load", lambda: load.count() > ENOUGH)
+        self.assert_delivered(load)
+        # Started again, it has no link, for no certificate is valid yet: it goes by what it has and says why.
+        self.with_clock(host, -HOUR)
+        with Load([member], "clock-behind-unlinked") as load:
+            self.await_true("load", lambda: load.count() > ENOUGH)
+        self.await_true("it says why", lambda: "not yet valid" in member.fleet()["link"])
+        self.assertEqual(member.fleet()["streams"]["policy"]["grade"], "fresh")
+        self.with_clock(host, 0)
+        self.await_linked(host)
+        self.assert_unharmed(load)
+        self.assert_delivered(load)
+
+    def with_clock(self, host: Host, offset: int) -> None:
+        """Set a host's clock, and start its defender again."""
+        member = self.member(host)
+        member.stop()
+        self.hosts.clocks[host.name].set(offset)
+        member.mode = "unix+tcp" if offset >= 0 else "unix"  # where a user's certificate is not valid yet
+        member.start()
+        member.mode = "unix+tcp"
 
     # -- processes that are killed
 
