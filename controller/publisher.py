@@ -18,7 +18,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, Final
 from typing import Protocol as Typed
 
@@ -71,6 +70,8 @@ from defender.contract.trust import LOCKS, MODE, POLICY, STREAMS, TRUST
 SHOW_EVERY: Final = 300.0
 #: Seconds between two looks at what is due.
 SWEEP: Final = 1.0
+#: Bytes of a bundle's digest: SHA-256.
+DIGEST_SIZE: Final = 32
 
 
 class Desk(Typed):
@@ -528,7 +529,7 @@ class _Dropping:
 
 def _held(at: contract.Position) -> Held | None:
     """What a defender says it holds; None for nothing, and for what no bundle can be."""
-    if at.key_epoch < 1 or at.version < 1 or len(at.digest) != len(sha256().digest()):
+    if at.key_epoch < 1 or at.version < 1 or len(at.digest) != DIGEST_SIZE:
         return None
     return Held(Position(*at.number), at.digest)
 

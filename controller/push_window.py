@@ -7,9 +7,10 @@ streams in the order of `STREAMS`, each in the order in which it was asked for.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from controller.releases import Position
 from defender.contract.trust import STREAMS
@@ -34,15 +35,20 @@ class _Sent:
     until: float
 
 
+_Queue: TypeAlias = "OrderedDict[str, tuple[Position, int]]"
+"""By defender: where the bundle stands, and its size."""
+
+
 class PushWindow:
     """See the module. Times are seconds of a clock that never goes back, sizes are bytes."""
 
     def __init__(self, pushes: int = MOST_PUSHES, size: int = MOST_BYTES) -> None:
         self._most_pushes = pushes
         self._most_bytes = size
-        self._waiting: dict[str, dict[str, tuple[Position, int]]] = {stream: {} for stream in STREAMS}
-        self._barred: dict[str, dict[str, tuple[Position, int]]] = {stream: {} for stream in STREAMS}
-        self._sent: dict[tuple[str, str], _Sent] = {}
+        # What is taken from the front of a plain dict leaves a hole, which each look at the front passes.
+        self._waiting: dict[str, _Queue] = {stream: OrderedDict() for stream in STREAMS}
+        self._barred: dict[str, _Queue] = {stream: OrderedDict() for stream in STREAMS}
+        self._sent: OrderedDict[tuple[str, str], _Sent] = OrderedDict()  # the first one ends first
         self._bytes = 0
 
     @property
@@ -67,7 +73,10 @@ class PushWindow:
 
         What may not be sent at present, by its stream and position, is put aside until `unbar`.
         """
-        for key in [key for key, sent in self._sent.items() if sent.until <= now]:
+        while self._sent:
+            key = next(iter(self._sent))
+            if self._sent[key].until > now:
+                break
             self._free(key)
         for stream, waiting in self._waiting.items():
             while waiting:
@@ -89,7 +98,7 @@ class PushWindow:
 
     def unbar(self, stream: str) -> None:
         """What was put aside has its turn again, behind what waits."""
-        barred, self._barred[stream] = self._barred[stream], {}
+        barred, self._barred[stream] = self._barred[stream], OrderedDict()
         self._waiting[stream].update(barred)
 
     def answered(self, defender: str, stream: str) -> None:

@@ -54,6 +54,9 @@ _SSL_read = lib.SSL_read
 _SSL_write = lib.SSL_write
 # What an earlier call left in OpenSSL's list of errors, of whomever, would be taken for that of the next one.
 _forget_errors = lib.ERR_clear_error
+_SSL_get_error = lib.SSL_get_error
+_WANT_READ: Final = lib.SSL_ERROR_WANT_READ
+_WANT_WRITE: Final = lib.SSL_ERROR_WANT_WRITE
 _bytes_at = ffi.buffer
 
 
@@ -276,7 +279,9 @@ class ChannelStream:
             return self._why(result)
         self._shaken = True
         self._protocol.handshakeCompleted()
-        return None
+        # A client whose handshake is over speaks first, and what it says has mostly come with that.
+        why: Exception | None = self.doRead()
+        return why
 
     def _send(self) -> Exception | None:
         """Hand to OpenSSL what waits, and close behind it if that is wanted."""
@@ -307,7 +312,7 @@ class ChannelStream:
     def _goodbye(self) -> Exception | None:
         """Say that nothing follows; the peer has then a while to close."""
         result = lib.SSL_shutdown(self._ssl)
-        if result < 0 and lib.SSL_get_error(self._ssl, result) == lib.SSL_ERROR_WANT_WRITE:
+        if result < 0 and _SSL_get_error(self._ssl, result) == _WANT_WRITE:
             self._block()
             return None
         try:
@@ -339,20 +344,23 @@ class ChannelStream:
 
     def _why(self, result: int, *, writing: bool = False) -> Exception | None:
         """Why OpenSSL did not do it; None if it will, later."""
-        try:
-            self._tls._raise_ssl_error(self._ssl, result)
-        except SSL.WantReadError:
+        kind = _SSL_get_error(self._ssl, result)
+        if kind == _WANT_READ:
             if writing:
                 # Half a message about new keys has come, and the other half must come first.
                 self._stalled = True
                 if self._blocked:
                     self._unblock()
-        except SSL.WantWriteError:
+            return None
+        if kind == _WANT_WRITE:
             self._block()
             if not writing and not self._deaf:
                 # What was read has an answer of TLS's own, and nothing more is read before that is sent.
                 self._deaf = True
                 self._reactor.removeReader(self)
+            return None
+        try:
+            self._tls._raise_ssl_error(self._ssl, result)
         except SSL.ZeroReturnError:
             # The peer has said all; so have we.
             lib.SSL_shutdown(self._ssl)

@@ -438,25 +438,27 @@ class FaultTests(StreamCase):
     async def test_reading_that_has_to_write_first_waits_for_that(self) -> None:
         peer, talk = await self.meet()
         transport = talk.transport
-        with_answer = stream_module._SSL_read
+        read, said = stream_module._SSL_read, stream_module._SSL_get_error
         self.patch(stream_module, "_SSL_read", lambda ssl, at, size: -1)
-        self.patch(ChannelStream, "_why", wants(SSL.WantWriteError))
+        self.patch(stream_module, "_SSL_get_error", lambda ssl, result: lib.SSL_ERROR_WANT_WRITE)
         peer.tls.sendall(b"hello")
         # It does not run in circles meanwhile: the reactor is asked for one thing.
         await self.until(lambda: not self.is_read(talk))
-        self.patch(stream_module, "_SSL_read", with_answer)
+        self.patch(stream_module, "_SSL_read", read)
+        self.patch(stream_module, "_SSL_get_error", said)
         await self.until(lambda: talk.received == b"hello")
         self.assertNotIn(transport, reactor.getWriters())
 
     async def test_writing_that_has_to_read_first_waits_for_that(self) -> None:
         peer, talk = await self.meet()
         transport = talk.transport
-        write = stream_module._SSL_write
+        write, said = stream_module._SSL_write, stream_module._SSL_get_error
         self.patch(stream_module, "_SSL_write", lambda ssl, at, size: -1)
-        self.patch(ChannelStream, "_why", wants(SSL.WantReadError))
+        self.patch(stream_module, "_SSL_get_error", lambda ssl, result: lib.SSL_ERROR_WANT_READ)
         transport.write(b"one ")
         await self.turn(0.01)
         self.patch(stream_module, "_SSL_write", write)
+        self.patch(stream_module, "_SSL_get_error", said)
         self.assertNotIn(transport, reactor.getWriters())
         transport.write(b"two")
         await self.turn(0.01)
@@ -464,21 +466,3 @@ class FaultTests(StreamCase):
         peer.tls.sendall(b"hello")
         await self.until(lambda: peer.hears(7))
         self.assertEqual((peer.received, talk.received), (b"one two", b"hello"))
-
-
-def wants(error: type[Exception]) -> Callable[..., Exception | None]:
-    """`ChannelStream._why` of an OpenSSL that gives this reason."""
-    why = ChannelStream._why
-
-    class Refusing:
-        def _raise_ssl_error(self, ssl: Any, result: int) -> None:
-            raise error
-
-    def explained(stream: Any, result: int, **options: Any) -> Exception | None:
-        tls, stream._tls = stream._tls, Refusing()
-        try:
-            return why(stream, result, **options)
-        finally:
-            stream._tls = tls
-
-    return explained
