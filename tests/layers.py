@@ -37,8 +37,8 @@ SHELL_NAMES = words("""
     tap service protocol store journal tls frontend backend tunnel peer enrollment plain acceptor control
     descriptor poll openssl
     watch forwarding trail
-    folder disk recording joining host member steering desk founding front publisher publisher_orders publisher_steps
-    publisher_snapshots
+    folder disk recording joining host member steering desk founding front publisher publisher_orders
+    publisher_steps publisher_snapshots
     follower https peer_tls syslog_tls announcements chores
 """)
 

@@ -8,6 +8,7 @@ after `PATIENCE` seconds that it does not answer.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -89,6 +90,8 @@ class Journal(Recording):
         self._clocks = ClockWatch(wall(), monotonic())
         self._outage = Outage()
         self._closing = False
+        self._disputed = 0  # the epoch in which the controller has records that are not ours
+        self._leaving_epoch = False
 
     # -- life
 
@@ -143,6 +146,32 @@ class Journal(Recording):
         """The segments in order, the present epoch, and the last number of it that is certainly on disk."""
         return self._spool.segments, self._spool.epoch, self._spool.durable_seq
 
+    def disputes(self, epoch: int, seq: int, chain: bytes) -> bool:
+        """Whether the last record that the controller has of us, which is this, cannot be in this spool.
+
+        Then the spool was emptied, or was put back from an older copy: what is in it may have numbers that
+        others had before. A new epoch begins, so that what comes now is not taken for what came then, and a
+        gap event says that records may be missing. To be asked once the spool is open (`on_disk`).
+        """
+        spool = self._spool
+        if epoch == self._disputed:
+            return True
+        if epoch == spool.epoch:
+            known = (seq, chain) == (spool.durable_seq, spool.durable_chain) or seq < spool.durable_seq
+        else:
+            known = any(each.epoch == epoch for each in spool.segments)
+        if known:
+            return False
+        self._disputed = epoch
+        self._leaving_epoch = not spool.is_fresh
+        reason = (
+            f"the controller has number {seq} of epoch {epoch:016x}, which is not in this spool: it was "
+            "emptied, made room, or was put back from an older copy; what followed may be missing"
+        )
+        self._log.error("audit: {directory}: {reason}", directory=self.directory, reason=reason)
+        self._note(notes.gap(0, seq + 1, 0.0, reason))
+        return True
+
     def fetch(self, name: str, offset: int, size: int, took: Callable[[bytes | None], object]) -> None:
         """Read bytes of a segment in the disk's thread; None if they cannot be read."""
         self._disk.submit(
@@ -172,6 +201,9 @@ class Journal(Recording):
         self._tell_of(self._clocks.look(self._wall(), self._monotonic()))
         if self._spool.state is not State.READY:
             return
+        if self._leaving_epoch:
+            self._leaving_epoch = False
+            self._spool.begin_epoch(self._another_epoch())
         payloads = self._payloads
         if self._gap_is_due():
             payloads.append(self._assemble(*pack_body(self._losses.gap(self._monotonic()))))
@@ -195,6 +227,12 @@ class Journal(Recording):
             self._reactor.callLater(0, self._tell, late, FULL)
         self._perform(commands)
         self._set_limit()
+
+    def _another_epoch(self) -> int:
+        taken = {0, self._disputed, self._spool.epoch, *(each.epoch for each in self._spool.segments)}
+        while (epoch := int.from_bytes(os.urandom(8), "big")) in taken:
+            pass
+        return epoch
 
     def _gap_is_due(self) -> bool:
         """Whether losses are told now: not one by one while a full spool goes on refusing."""

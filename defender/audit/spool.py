@@ -53,6 +53,7 @@ from defender.contract.spool import (
     RECORD_OVERHEAD,
     SegmentHeader,
     encode_header,
+    first_chain,
     seal,
     segment_name,
 )
@@ -106,6 +107,8 @@ class Spool:
         self.problem = ""
         self.pressure = Pressure.NONE
         self.epoch = 0
+        self.is_fresh = False
+        """Whether the epoch began in this life of the defender."""
         self.next_seq = 0
         self.durable_seq = 0
         self.durable_chain = b""
@@ -159,9 +162,24 @@ class Spool:
         self._tail = found.tail
         self._spare = found.spare
         self._predecessor = found.predecessor
+        self.is_fresh = found.next_seq == 1 and found.tail is None
         self._opened = True
         self._works()
         return self._prepare(now)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Go on with the number 1 of another epoch, which is not here yet; only in state *ready*.
+
+        It names the one that is left, and where that ends.
+        """
+        assert self.state is State.READY, self.state
+        if self.durable_seq:
+            self._predecessor = (self.epoch, self.durable_seq, self.durable_chain)
+        self.epoch = epoch
+        self.next_seq, self.durable_seq = 1, 0
+        self._chain = self.durable_chain = first_chain(self._agent, epoch)
+        self._tail = None
+        self.is_fresh = True
 
     def add(self, payloads: Sequence[bytes], micros: int) -> tuple[int, list[Command]]:
         """Give records their numbers and bring them to disk; only in state *ready*.

@@ -451,6 +451,10 @@ class Store:
         os.rename(SPARE, name, src_dir_fd=self._folder.fd, dst_dir_fd=self._folder.fd)
         os.fsync(self._folder.fd)
         self._name = name
+        named = parse_segment_name(name)
+        assert named is not None, name
+        # An epoch that begins while we run is behind all others.
+        self._ranks.setdefault(named[0], len(self._ranks))
 
     def _write(self, name: str, data: bytes, offset: int) -> None:
         end = offset + len(data)

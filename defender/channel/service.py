@@ -49,6 +49,9 @@ class Spool(Typed):
     def on_disk(self) -> tuple[list[SegmentFile], int, int]:
         """Segments in order, the present epoch, its last durable number."""
 
+    def disputes(self, epoch: int, seq: int, chain: bytes) -> bool:
+        """Whether the controller's last record of us cannot be one of these; a new epoch begins then."""
+
     def fetch(self, name: str, offset: int, size: int, took: Callable[[bytes | None], object]) -> None:
         """Read bytes of a segment."""
 
@@ -106,6 +109,7 @@ class ControllerLink(Service):
         self._looking = LoopingCall(self.report)
         self._looking.clock = reactor
         self._gone: Deferred[None] | None = None
+        self._is_placed = False  # where shipping begins is known
         self._hurry = False  # we ended the session to begin another
 
     # -- service
@@ -142,7 +146,13 @@ class ControllerLink(Service):
         if self._protocol is not None:
             self._hurry = True
             self._protocol.leave("redial", "the defender has new certificates")
-        elif self.running and self._attempt is None:
+        else:
+            self.hurry()
+
+    def hurry(self) -> None:
+        """Connect at once where the next attempt would come later."""
+        if self._call is not None and self._call.active():
+            self._call.cancel()
             self._dial()
 
     # -- dialing
@@ -200,7 +210,7 @@ class ControllerLink(Service):
         self._batches.clear()
         self._in_flight.clear()
         self._said = None
-        self._shipping.resume(*(welcome.cursor[:2] if welcome.cursor else (0, 0)))
+        self._is_placed = False
         self.log.info("linked to the controller, session {number}", number=welcome.generation)
         self._set(True, "")
         self.report()
@@ -305,6 +315,8 @@ class ControllerLink(Service):
         """Send what the journal has, as far as the credits go, and read ahead by one batch."""
         if not self.connected or self._protocol is None:
             return
+        if not self._is_placed and not self._place():
+            return
         self._send_batches(self._protocol)
         if self._batches:
             return
@@ -312,6 +324,18 @@ class ControllerLink(Service):
         wanted = self._shipping.next()
         if wanted is not None:
             self._spool.fetch(*wanted, self._fetched)
+
+    def _place(self) -> bool:
+        """Find where shipping begins, once the spool is open; False if it is not."""
+        if not self._spool.on_disk()[1]:
+            return False
+        self._is_placed = True
+        epoch, seq, chain = self.cursor or (0, 0, b"")
+        if epoch and self._spool.disputes(epoch, seq, chain):
+            # From that epoch's beginning: the controller drops what it has, and puts aside what differs.
+            seq = 0
+        self._shipping.resume(epoch, seq)
+        return True
 
     def _fetched(self, data: bytes | None) -> None:
         self._batches.extend(self._shipping.feed(data))

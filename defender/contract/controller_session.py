@@ -79,6 +79,7 @@ class ControllerSession(ChannelSession):
         "_greeted",
         "_last_command",
         "_newest",
+        "_newest_heard",
         "_outstanding",
         "_received",
         "_renewing",
@@ -100,6 +101,7 @@ class ControllerSession(ChannelSession):
         self._streams: frozenset[str] = frozenset()
         self._acknowledged = _NOWHERE
         self._received: deque[_Received] = deque()
+        self._newest_heard = (0, 0)
         # Of each stream the push that is not answered, and the newest of those that wait for that.
         self._outstanding: dict[str, int] = {}
         self._waiting: dict[str, tuple[int, Sequence[bytes]]] = {}
@@ -273,10 +275,11 @@ class ControllerSession(ChannelSession):
             )
         if size <= message.count * RECORD_OVERHEAD:
             raise PeerError("message", f"EVENTS cannot have {message.count} records in {size} bytes")
-        before: Cursor | _Received = self._received[-1] if self._received else self._acknowledged
-        at = before[1] if isinstance(before, Cursor) else before.last_seq
-        if message.epoch == before.epoch and message.first_seq <= at:
+        # What was stored before this session may come again: a spool that was put back from a copy shows it.
+        epoch, at = self._newest_heard
+        if message.epoch == epoch and message.first_seq <= at:
             raise PeerError("order", f"EVENTS repeats record {message.first_seq}")
+        self._newest_heard = (message.epoch, last)
         self.credit_events -= message.count
         self.credit_bytes -= size
         self._received.append(_Received(message.epoch, last, message.count, size))

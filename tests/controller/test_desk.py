@@ -28,6 +28,7 @@ from controller.selection import Defender
 from controller.store import defenders
 from controller.store.database import Database
 from controller.store.events import EventStore
+from controller.store.query import Query
 from defender.audit.journal import Journal
 from defender.bundles.store import BundleStore
 from defender.channel.service import ControllerLink
@@ -195,6 +196,47 @@ class DeskTests(DeskCase):
             (row.name, row.generation, row.address, row.program), ("web1", 1, "127.0.0.1", "1.0")
         )
         await self.until(lambda: self.publisher.said)
+
+    async def test_a_spool_from_an_older_copy_ends_in_a_gap_and_not_in_silence(self) -> None:
+        member = await self.joined("web1")
+        defender = self.identifier(member)
+
+        async def start_again() -> Journal:
+            await self.stop_members()
+            self.member("web1", None)
+            journal = self.members[-1][1]
+            await self.until(lambda: self.desk.visits.get(defender) is not None)
+            return journal
+
+        def stored(journal: Journal) -> Any:
+            cursor = self.events.cursor(defender)
+            return cursor is not None and (cursor.epoch, cursor.seq) == journal.newest[:2]
+
+        async def say(journal: Journal, *versions: str) -> None:
+            for version in versions:
+                journal.record(defender_event("defender_start", version=version))
+            self.assertTrue(journal.settle())
+            await self.until(lambda: journal.newest[1] and stored(journal))
+
+        await say(self.members[0][1], "1.0")
+        await self.stop_members()
+        spool, copy = self.state / "web1" / "audit", self.state / "copy"
+        shutil.copytree(spool, copy)
+        await say(await start_again(), "1.1", "1.2", "1.3", "1.4")
+        await self.stop_members()
+        before = self.events.cursor(defender)
+        assert before is not None
+        shutil.rmtree(spool)
+        copy.rename(spool)
+        journal = await start_again()
+        await self.until(lambda: journal.newest[0] not in (0, before.epoch))
+        await say(journal, "2.0")
+        page = await self.events.search(Query())
+        seen: list[dict[str, Any]] = [each.event for each in page.events]
+        programs = [each["result"]["program"] for each in seen if each["req"]["action"] == "defender_start"]
+        self.assertEqual(sorted(programs), ["1.0", "1.1", "1.2", "1.3", "1.4", "2.0"])
+        told = [str(each) for each in seen if each["kind"] == "gap"]
+        self.assertTrue(any("is not in this spool" in each for each in told), told)
 
     async def test_what_is_pushed_is_answered(self) -> None:
         member = await self.joined("web1")

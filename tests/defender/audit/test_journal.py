@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 
 from defender.audit.commands import Commit, Inspect, Open, Prepare
@@ -10,6 +11,7 @@ from defender.audit.recording import INTERVAL
 from defender.audit.shipping import Shipping
 from defender.audit.store import Opening
 from defender.contract.audit import defender_event
+from defender.contract.spool_reading import Trouble
 from tests.defender.audit.disks import NANOS, SEGMENT, Disk, JournalCase, event, packed
 from tests.spool import findings
 
@@ -78,6 +80,53 @@ class Recording(JournalCase):
         self.assertEqual([each["corr"] == str(corr) for each in events], [True] * 3 + [False] * 5)
         for each in events[3:]:
             self.assertEqual(each["corr"], each["id"])
+
+    def test_a_spool_from_an_older_copy_goes_on_in_another_epoch(self) -> None:
+        journal = self.journal()
+        self.durable(journal, 1)
+        self.stop(journal)
+        copy = self.directory.with_name("copy")
+        shutil.copytree(self.directory, copy)
+        journal = self.journal()
+        self.durable(journal, 2)
+        self.disk.work()
+        stored = journal.newest
+        self.assertFalse(journal.disputes(*stored))
+        self.assertFalse(journal.disputes(stored[0], stored[1] - 1, bytes(32)))
+        self.stop(journal)
+        shutil.rmtree(self.directory)
+        copy.rename(self.directory)
+        journal = self.journal()
+        self.durable(journal, 3)
+        self.disk.work()
+        self.assertNotEqual(journal.newest, stored)
+        self.assertEqual(journal.newest[:2], stored[:2], "another record has its number")
+        self.assertTrue(journal.disputes(*stored))
+        self.durable(journal, 4)
+        self.disk.work()
+        self.assertNotEqual(journal.newest[0], stored[0])
+        self.assertTrue(journal.disputes(*stored), "until the controller has gone on")
+        gaps = [each for each in self.events() if each["kind"] == "gap"]
+        self.assertEqual([(each["seq"], each["epoch"]) for each in gaps], [(1, f"{journal.newest[0]:016x}")])
+        self.assertIn(f"the controller has number {stored[1]} of epoch {stored[0]:016x}", str(gaps[0]))
+        self.assertEqual(self.numbers(), [1, 3, 4])
+        newest = journal.newest
+        self.stop(journal)
+        journal = self.journal()
+        self.assertEqual(journal.newest[0], newest[0])
+        self.assertFalse(journal.disputes(*newest))
+        self.assertEqual([each.trouble for each in findings(self.directory)], [Trouble.UNCLOSED])
+
+    def test_a_spool_that_was_emptied_says_so_once(self) -> None:
+        journal = self.journal()
+        self.durable(journal, 1)
+        self.disk.work()
+        epoch = journal.newest[0]
+        for _ in range(2):
+            self.assertTrue(journal.disputes(7, 100, bytes(32)))
+        self.later()
+        self.assertEqual([each["kind"] for each in self.events()], ["engine", "gap"])
+        self.assertEqual(journal.newest[0], epoch, "it is another one already")
 
     def test_events_before_the_start_wait_for_it(self) -> None:
         journal = self.journal(start=False)

@@ -31,7 +31,7 @@ from defender.contract.spool import (
     scan,
     segment_name,
 )
-from defender.contract.spool_reading import Entry, Finding, read_spool
+from defender.contract.spool_reading import Entry, Finding, Trouble, read_spool
 
 SEGMENT = 4096
 EPOCH = 0x9F3C
@@ -172,6 +172,28 @@ class Ordinary(SpoolCase):
             self.assertEqual((header.agent, header.epoch, header.boot), ("web1", EPOCH, "boot"))
             self.assertEqual((header.predecessor, header.predecessor_seq, header.predecessor_chain), before)
             self.assertEqual(header.created, MICROS)
+
+    def test_another_epoch_names_the_one_that_it_follows(self) -> None:
+        self.work(self.open())
+        self.assertTrue(self.spool.is_fresh)
+        self.add(3)
+        end = (EPOCH, 3, self.spool.durable_chain)
+        self.spool.begin_epoch(0xA0)
+        self.add(20, 50)
+        headers = [decode_header(bytes(data)) for data in self.folder.files.values()]
+        self.assertEqual({header.epoch for header in headers}, {EPOCH, 0xA0})
+        self.assertEqual(
+            {
+                (header.predecessor, header.predecessor_seq, header.predecessor_chain)
+                for header in headers
+                if header.epoch == 0xA0
+            },
+            {end},
+        )
+        found = list(read_spool([(name, bytes(data)) for name, data in self.folder.files.items()]))
+        self.assertEqual([item.trouble for item in found if isinstance(item, Finding)], [Trouble.UNCLOSED])
+        read = [(item.epoch.number, item.record.seq) for item in found if isinstance(item, Entry)]
+        self.assertEqual(read, [(EPOCH, n) for n in (1, 2, 3)] + [(0xA0, n) for n in range(1, 21)])
 
     def test_an_old_segment_is_gone_on_with(self) -> None:
         self.work(self.open())

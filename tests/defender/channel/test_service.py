@@ -77,6 +77,9 @@ class SpoolInMemory(Files):
         self.moved: Callable[[], object] = lambda: None
         self.begin_epoch(7)
 
+    def disputes(self, epoch: int, seq: int, chain: bytes) -> bool:
+        return (epoch, seq) > (self.epoch, self.durable)
+
     def on_disk(self) -> tuple[list[SegmentFile], int, int]:
         return self.segments, self.epoch, self.durable
 
@@ -190,6 +193,25 @@ class ShippingTests(LinkCase):
         self.wire.welcome(Cursor(7, 8, bytes(32)))
         again = [(each.first_seq, each.count) for each in self.wire.of(Events)]
         self.assertEqual((again[0][0], sum(count for _, count in again)), (9, 7))
+
+    def test_what_the_controller_knows_otherwise_is_shown_again(self) -> None:
+        self.spool.commit(3)
+        self.wire.welcome(Cursor(7, 100, bytes(32)))
+        self.assertEqual(self.stored(), self.spool.made)
+        self.spool.begin_epoch(9)
+        self.spool.commit(2)
+        self.assertEqual(self.stored(), self.spool.made)
+
+    def test_nothing_is_compared_before_the_spool_is_open(self) -> None:
+        epoch, self.spool.epoch = self.spool.epoch, 0
+        self.spool.write(3)
+        self.spool.sync()
+        self.wire.welcome(Cursor(7, 100, bytes(32)))
+        self.spool.moved()
+        self.assertEqual(self.stored(), [])
+        self.spool.epoch = epoch
+        self.spool.moved()
+        self.assertEqual([seq for _, seq in self.stored()], [1, 2, 3])
 
     def test_another_epoch_is_opened_again(self) -> None:
         self.spool.commit(2)
@@ -319,6 +341,21 @@ class ComingBackTests(LinkCase):
         self.clock.advance(0)
         self.assertTrue(self.wires[0].ended)
         self.assertEqual(len(self.wires), 2)
+
+    def test_a_link_that_waits_is_made_at_once(self) -> None:
+        for number, ask in enumerate((self.link.redial, self.link.hurry), 1):
+            self.wire.welcome()
+            self.wire.perform(self.wire.session.go_away(self.clock.seconds(), "store", "full", 40.0))
+            self.clock.advance(0)
+            self.assertEqual(len(self.wires), number)
+            ask()
+            self.assertEqual(len(self.wires), number + 1)
+        # The attempts that it waited for do not come on top.
+        self.wire.welcome()
+        self.link.hurry()
+        for _ in range(40):
+            self.clock.advance(1)
+        self.assertEqual(len(self.wires), 3)
 
     def test_the_end_is_said(self) -> None:
         self.wire.welcome()

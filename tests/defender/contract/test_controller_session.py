@@ -138,8 +138,13 @@ class Taking(Side):
         events = self.events(3)
         self.say(events)
         self.assert_closed(self.say(events), "order", "EVENTS repeats record 1")
+
+    def test_what_an_earlier_session_stored_may_come_again(self) -> None:
+        """The spool was put back from an older copy; the store tells what is new."""
         self.link = Link(cursor=Cursor(EPOCH, 3, b"c" * 32))
         self.session = self.link.controller
+        events = self.events(3)
+        self.assertEqual(self.say(events), [events])
         self.assert_closed(self.say(events), "order", "EVENTS repeats record 1")
 
     def test_another_epoch_begins_anew(self) -> None:
