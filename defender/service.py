@@ -416,7 +416,7 @@ class Defender(MultiService):
         """Read the settings again and take over what can change at run time; fires with what there is to say.
 
         A file that cannot be used changes nothing. The policy, the locks and the certificates are read again
-        too.
+        too, and a member without a link tries its controller at once.
         """
         said: list[str] = []
         try:
@@ -447,6 +447,8 @@ class Defender(MultiService):
         self.listener.reception.terms = self._terms(keep)
         if self.fleet is None:
             self._policy_watch.read_now()
+        elif self.fleet.link is not None:
+            self.fleet.link.hurry()
         self._locks_watch.read_now()
         said += [f"{key} has changed" for key in changes.live]
         said += [f"{key} has changed, which takes effect at the next start" for key in changes.fixed]

@@ -217,7 +217,10 @@ def _print_listeners(listener: Any) -> None:
 @local.command(name="reload")
 @state_option
 def reload_(state: Path) -> None:
-    """Read the settings, the policy, the locks and the certificates again."""
+    """Read the settings, the policy, the locks and the certificates again.
+
+    A defender that waits before it tries its controller again tries at once.
+    """
     for line in _result(state, "reload").get("said") or ["reloaded"]:
         print_line(str(line))
 

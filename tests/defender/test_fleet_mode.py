@@ -233,6 +233,18 @@ class FleetModeTests(TestCase):
         await self.until(lambda: len(self.controller.of(Ack)) == 5)
         self.assertTrue((self.state / "d" / "docker.sock").is_socket())
 
+    async def test_a_reload_makes_a_link_that_waits(self) -> None:
+        defender = self.start(self.controller.rules.token())
+        assert defender.fleet is not None
+        await defender.fleet.joined
+        link = defender.fleet.link
+        assert link is not None
+        await self.until(lambda: link.connected)
+        self.controller.visits[0].leave("store", "the store is full", 3600)
+        await self.until(lambda: not link.connected)
+        await defender.reload()
+        await self.until(lambda: link.connected)
+
     async def test_before_anything_came_nobody_is_let_in(self) -> None:
         defender = self.start(self.controller.rules.token())
         assert defender.fleet is not None
