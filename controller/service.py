@@ -282,6 +282,7 @@ class Controller(Service):
                 lambda: self.channel_port,
                 sinks=sinks.states,
                 checks=(lambda: Check("ports", not self._unserved(), self._unserved()),),
+                turned_away=lambda: self._reception.refused if self._reception is not None else {},
                 throttle=LoginThrottle(
                     per_user=settings.accounts.logins_per_user,
                     per_address=settings.accounts.logins_per_address,

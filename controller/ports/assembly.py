@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -35,6 +35,7 @@ class Parts:
     """What the ports stand on. `controller` is the host that the API is reached at, `program` its version.
 
     `channel_port` says at which of its ports defenders are served, once they are.
+    `turned_away` counts the connections that were not taken there, by reason.
     `sinks` says how events are forwarded; `checks` are further conditions of being ready. The publisher's
     own, that what it decided can be kept, is among them without being named. `token_life` (seconds) and
     `approval` are those of join tokens, `gradual` is how policies go out.
@@ -54,6 +55,7 @@ class Parts:
     channel_port: Callable[[], int]
     sinks: Callable[[], Iterable[SinkState]] = tuple
     checks: Sequence[Callable[[], Check]] = ()
+    turned_away: Callable[[], Mapping[str, int]] = dict
     throttle: LoginThrottle = field(default_factory=LoginThrottle)
     token_life: int = LIFE
     approval: bool = False
@@ -81,7 +83,13 @@ def make_ports(parts: Parts) -> Ports:
         join_tokens=JoinTokens(ledger, parts.root, channel, life=parts.token_life, approval=parts.approval),
         audit=Audit(ledger, parts.events, parts.sinks),
         health=Health(
-            ledger, parts.events, links, names, checks=(publishing, *parts.checks), sinks=parts.sinks
+            ledger,
+            parts.events,
+            links,
+            names,
+            checks=(publishing, *parts.checks),
+            sinks=parts.sinks,
+            turned_away=parts.turned_away,
         ),
         acts=Acts(ledger),
     )

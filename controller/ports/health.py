@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from controller.api.metrics import Family, Sample
@@ -28,7 +28,10 @@ class Names:
 
 
 class Health:
-    """`controller.api.ports.Health`. `checks` are those of other services beside the stores'."""
+    """`controller.api.ports.Health`. `checks` are those of other services beside the stores'.
+
+    `turned_away` counts connections that the channel did not take, by reason (`Reception.refused`).
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Health:
         *,
         checks: Sequence[Callable[[], Check]] = (),
         sinks: Callable[[], Iterable[SinkState]] = tuple,
+        turned_away: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._ledger = ledger
         self._events = events
@@ -46,6 +50,7 @@ class Health:
         self._names = names
         self._checks = checks
         self._sinks = sinks
+        self._turned_away = turned_away
 
     async def ready(self) -> Sequence[Check]:
         """Whether both stores can be written, and what the other services say. A sink that fails is no
@@ -115,6 +120,15 @@ class Health:
                 "gauge",
                 "The longest of the last commits of events.",
                 max(seconds, default=0.0),
+            ),
+            Family(
+                "dfleet_channel_turned_away_total",
+                "counter",
+                "Connections of defenders that were turned away before TLS, by reason.",
+                [
+                    Sample(self._turned_away().get(reason, 0), {"reason": reason})
+                    for reason in ("connections", "pending_per_address")
+                ],
             ),
             Family(
                 "dfleet_ready",

@@ -52,6 +52,7 @@ class HealthCase(PortCase):
             Names("controller.example.com", "0.4.0", "defender.fleet", "ab" * 32),
             checks=self.checks,
             sinks=lambda: [SinkState("siem", "hec", Standing(None, 0, 0, 0, 0.0, ""), 3)],
+            turned_away=lambda: {"pending_per_address": 7},
         )
         return done
 
@@ -108,5 +109,7 @@ class Numbers(HealthCase):
             "dfleet_events_stored_total 3",
             'dfleet_sink_lag_events{sink="siem"} 3',
             'dfleet_ready{check="store"} 1',
+            'dfleet_channel_turned_away_total{reason="connections"} 0',
+            'dfleet_channel_turned_away_total{reason="pending_per_address"} 7',
         ):
             self.assertIn(line + "\n", text)
