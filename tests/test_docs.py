@@ -57,18 +57,18 @@ def shown_commands(text: str) -> Iterator[str]:
     """Every command line of a page that calls defenderctl, continued lines joined, without the prompt."""
     for block in blocks(text, "", "console", "sh", "text"):
         for line in block.replace("\\\n", " ").splitlines():
-            found = re.match(r"\s*(?:[$#] )?(defenderctl .*)", line)
+            found = re.match(r"\s*(?:[$#] )?(?:runuser -u [\w-]+ -- )?(defenderctl .*)", line)
             if found is not None:
                 yield found[1]
 
 
 def words_of(line: str) -> list[str]:
-    """The arguments of the first command of a line: up to a pipe, `&&` or a comment."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+    """The arguments of the first command of a line: up to a pipe, `&&`, `>` or a comment."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;>")
     lexer.whitespace_split = True
     words: list[str] = []
     for word in lexer:
-        if re.fullmatch(r"[|&;]+", word):
+        if re.fullmatch(r"[|&;>]+", word):
             break
         words.append(word)
     return words[1:]
