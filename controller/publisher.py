@@ -16,6 +16,7 @@ What people ask for is `publisher_orders`'s part.
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -120,6 +121,8 @@ class Publisher:
         self.window = window or PushWindow()
         self.problem = ""
         """Why nothing new is offered, for people; "" if all is well."""
+        self.nacks: Counter[str] = Counter()
+        """How many bundles were refused since the start, by stream."""
         self.lock = DeferredLock()
         """Held while something is signed and kept: numbers are published in their order."""
         self._reactor = reactor
@@ -265,6 +268,7 @@ class Publisher:
         position = next((at for at in self._bundles[stream] if at.version == nonce), None)
         if position is None:
             return  # what it refuses is no longer offered to anybody
+        self.nacks[stream] += 1
         refusal = Refusal(code, detail)
         distribution = self.streams[stream]
         self._refused[defender, stream, distribution.origin_of(position)] = refusal

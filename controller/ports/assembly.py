@@ -90,6 +90,7 @@ def make_ports(parts: Parts) -> Ports:
             checks=(publishing, *parts.checks),
             sinks=parts.sinks,
             turned_away=parts.turned_away,
+            nacks=lambda: parts.publisher.nacks,
         ),
         acts=Acts(ledger),
     )

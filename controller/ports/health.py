@@ -14,6 +14,7 @@ from controller.sinks import overview
 from controller.sinks.overview import SinkState
 from controller.store import defenders, locks
 from controller.store.events import EventStore
+from defender.contract.trust import STREAMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Names:
 class Health:
     """`controller.api.ports.Health`. `checks` are those of other services beside the stores'.
 
-    `turned_away` counts connections that the channel did not take, by reason (`Reception.refused`).
+    `turned_away` counts connections that the channel did not take, by reason (`Reception.refused`), and
+    `nacks` the bundles that defenders refused, by stream.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Health:
         checks: Sequence[Callable[[], Check]] = (),
         sinks: Callable[[], Iterable[SinkState]] = tuple,
         turned_away: Callable[[], Mapping[str, int]] = dict,
+        nacks: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._ledger = ledger
         self._events = events
@@ -51,6 +54,7 @@ class Health:
         self._checks = checks
         self._sinks = sinks
         self._turned_away = turned_away
+        self._nacks = nacks
 
     async def ready(self) -> Sequence[Check]:
         """Whether both stores can be written, and what the other services say. A sink that fails is no
@@ -129,6 +133,12 @@ class Health:
                     Sample(self._turned_away().get(reason, 0), {"reason": reason})
                     for reason in ("connections", "pending_per_address")
                 ],
+            ),
+            Family(
+                "dfleet_bundles_refused_total",
+                "counter",
+                "Bundles that a defender refused, by stream.",
+                [Sample(self._nacks().get(stream, 0), {"stream": stream}) for stream in STREAMS],
             ),
             Family(
                 "dfleet_ready",

@@ -30,6 +30,10 @@ class Publisher(Protocol):
     def problem(self) -> str:
         """Why nothing new is offered, "" if all is well."""
 
+    @property
+    def nacks(self) -> Mapping[str, int]:
+        """How many bundles were refused since the start, by stream."""
+
     def enrolled(self, defender: Defender) -> None:
         """A defender is in the fleet, or has other labels."""
 

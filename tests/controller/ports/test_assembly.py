@@ -73,6 +73,18 @@ class Everything(FleetCase):
             self.assertEqual(reply.status, 404, (path, reply.body))
 
     @inlineCallbacks
+    def test_what_defenders_refuse_is_in_the_metrics(self) -> Steps[None]:
+        host = yield self.enroll("web1")
+        host.refuses["locks"] = ("not-activated", "the disk is full")
+        made = yield self.ask("POST", "/api/v1/locks", {"kind": "user", "value": "eve"}, token=self.session)
+        self.assertEqual(made.status, 201, made.body)
+        yield self.calm()
+        shown = yield self.ask("GET", "/metrics", token=self.session)
+        text = shown.body.decode()
+        self.assertIn('dfleet_bundles_refused_total{stream="locks"} 1\n', text)
+        self.assertIn('dfleet_bundles_refused_total{stream="policy"} 0\n', text)
+
+    @inlineCallbacks
     def test_a_publisher_that_cannot_keep_is_not_ready(self) -> Steps[None]:
         ready = yield self.ask("GET", "/readyz")
         self.assertEqual(ready.status, 200, ready.body)
