@@ -42,7 +42,7 @@ SECURITY_HEADERS: Final = (
 )
 """Every answer of the API has them: it is for programs, and holds secrets that no cache may keep."""
 
-PATHS: Final = (b"/api", b"/livez", b"/readyz", b"/metrics")
+PATHS: Final = (b"/api", b"/livez", b"/readyz", b"/metrics", b"/install")
 """What is the API's; every path that is none of these nor below one may be somebody else's."""
 
 _LONGEST_METHOD: Final = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from controller.api import admission, audit, defenders, health, people, policies
+from controller.api import admission, audit, defenders, health, installer, people, policies
 from controller.api.openapi import document
 from controller.api.routes import Answer, Call, Route
 from controller.api.schema import Free
@@ -35,6 +35,7 @@ ROUTES: Final = (
     *policies.ROUTES,
     *audit.ROUTES,
     *health.ROUTES,
+    *installer.ROUTES,
 )
 """Every route but the one of the description itself."""
 

@@ -391,6 +391,9 @@ class Health(Protocol):
     def families(self) -> Awaitable[Iterable[Family]]:
         """The controller's metrics, other than the API's own."""
 
+    def channel(self) -> str:
+        """HOST:PORT at which defenders are served."""
+
 
 class Acts(Protocol):
     """The audit trail of the API itself, for what no other port records."""

@@ -91,6 +91,7 @@ def make_ports(parts: Parts) -> Ports:
             sinks=parts.sinks,
             turned_away=parts.turned_away,
             nacks=lambda: parts.publisher.nacks,
+            channel=channel,
         ),
         acts=Acts(ledger),
     )

@@ -32,7 +32,7 @@ class Health:
     """`controller.api.ports.Health`. `checks` are those of other services beside the stores'.
 
     `turned_away` counts connections that the channel did not take, by reason (`Reception.refused`), and
-    `nacks` the bundles that defenders refused, by stream.
+    `nacks` the bundles that defenders refused, by stream. `channel` says at which HOST:PORT they are served.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Health:
         sinks: Callable[[], Iterable[SinkState]] = tuple,
         turned_away: Callable[[], Mapping[str, int]] = dict,
         nacks: Callable[[], Mapping[str, int]] = dict,
+        channel: Callable[[], str] = str,
     ) -> None:
         self._ledger = ledger
         self._events = events
@@ -55,6 +56,11 @@ class Health:
         self._sinks = sinks
         self._turned_away = turned_away
         self._nacks = nacks
+        self._channel = channel
+
+    def channel(self) -> str:
+        """Where defenders are served."""
+        return self._channel()
 
     async def ready(self) -> Sequence[Check]:
         """Whether both stores can be written, and what the other services say. A sink that fails is no

@@ -28,6 +28,8 @@ COMMAND=/usr/local/bin/defenderctl
 ACCOUNT=defender
 CLIENTS=docker
 PATIENCE="${DEFENDER_INSTALL_PATIENCE:-60}"
+# A controller that serves this script fills in where its channel is.
+FLEET=''
 
 # ---- telling
 
@@ -38,7 +40,8 @@ Usage: sh defender.sh [--uninstall [--purge]] [options]
 Installs a defender as a service of systemd, or upgrades the one that is there.
 
 The fleet:
-  --controller HOST:PORT   the controller's channel, usually port 8084; without it the defender is on its own
+  --controller HOST:PORT   the controller's channel, usually port 8084; without it the defender is on its own,
+                           or in the fleet of the controller that this script was downloaded from
   --join-token TOKEN       lets this host join, once; `defenderctl tokens create` makes one
   --join-token-file FILE   the same from a file, `-` for standard input: kept off the list of processes
 
@@ -726,6 +729,12 @@ main() {
             *) misused "there is no option $option" ;;
         esac
     done
+    # What is said, or was said before, counts for more.
+    if [ -z "$controller$policy$uninstall" ]; then
+        if [ -n "$token$token_file" ] || [ ! -e "$SETTINGS/defender.toml" ]; then
+            controller=$FLEET
+        fi
+    fi
     check_values
     read_token
     if [ -n "$uninstall" ]; then

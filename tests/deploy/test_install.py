@@ -12,6 +12,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from controller.api.installer import installer
 from deploy.choices import ROOT
 from tests.deploy.install_host import FLEET, SCRIPT, TOKEN, InstallHost, stub_wheel
 
@@ -271,6 +272,20 @@ class JoinTests(InstallCase):
         self.assertEqual(self.host.everything(), before)
         said = self.install()
         self.assertEqual(self.text("/etc/defender/options"), f'DEFENDER_OPTIONS="--controller {FLEET}"\n')
+
+    def test_a_script_from_a_controller_knows_its_fleet(self) -> None:
+        script = installer(FLEET).decode()
+        done = self.host.run("sh", "-s", "--", "--from", str(self.wheels), given=script)
+        self.assertEqual((done.returncode, "it needs a join token" in done.stdout), (1, True), done.stdout)
+        line = ("sh", "-s", "--", "--from", str(self.wheels), "--join-token", TOKEN)
+        done = self.host.run(*line, given=script)
+        self.assertEqual(done.returncode, 0, done.stdout)
+        options = f'DEFENDER_OPTIONS="--controller {FLEET}"\n'
+        self.assertEqual(self.text("/etc/defender/options"), options)
+        other = installer("other.example.com:8084").decode()
+        done = self.host.run("sh", "-s", "--", "--from", str(self.wheels), given=other)
+        self.assertEqual(done.returncode, 0, done.stdout)
+        self.assertEqual(self.text("/etc/defender/options"), options, "an upgrade moves nobody")
 
     def test_token_that_waits_is_for_the_defender_alone(self) -> None:
         self.behave("1.1", "pending")

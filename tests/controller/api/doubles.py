@@ -393,6 +393,10 @@ class FakeHealth:
         """One."""
         return succeed([Family("dfleet_defenders", "gauge", "Defenders.", [Sample(3)])])
 
+    def channel(self) -> str:
+        """The usual one."""
+        return "controller.example.com:8084"
+
 
 class FakeActs:
     """Keeps what was refused."""

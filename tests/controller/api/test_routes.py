@@ -90,7 +90,7 @@ class EveryRouteTests(SynchronousTestCase):
 
     def test_none_is_open_by_accident(self) -> None:
         everybody = {route.operation for route in ROUTES if not route.permission}
-        self.assertEqual(everybody, {"log_in", "live", "ready", "openapi"})
+        self.assertEqual(everybody, {"log_in", "live", "ready", "openapi", "download_installer"})
 
     def test_what_is_posted_may_be_repeated(self) -> None:
         posted = {route.operation for route in ROUTES if route.method == "POST" and not route.repeatable}
