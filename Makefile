@@ -1,4 +1,4 @@
-# make up    a defender in front of this host's Docker Engine, ready to use
+# make up    a controller, and its first defender in front of this host's Docker Engine, ready to use
 # make down  stop what make up started
 # make test  everything: linters, and all tests on a real Engine (root; installs what it needs on Debian, Ubuntu)
 # make bench    the defender beside other proxies; BENCH="--quick" and so on, see docs/explanation/performance.md
@@ -7,11 +7,14 @@
 # make profile  flame graphs of the defender under load; PROFILE="--native DIRECTORY" and so on
 # make soak  hours of mixed load, then a leak check (root); SOAK="--minutes 2" and so on, see docs/explanation/soak.md
 #
-# Variables of make up: FLEET_STATE ENGINE DEFENDER_PORT LISTEN POLICY DEFENDER_NAME MODE; see README.md.
+# Variables of make up: FLEET_STATE ENGINE DEFENDER_PORT CONTROLLER_PORT CHANNEL_PORT LISTEN POLICY DEFENDER_NAME
+# MODE; see docs/reference/cli.md.
 
 PYTHON ?= python3
-# For make test: arguments of pytest, such as PYTEST="tests/defender -k listener"
+# For make test: arguments of pytest, such as PYTEST="tests/defender -k listener", and how many processes run the
+# tests: a file is always one process's.
 PYTEST ?= tests
+WORKERS ?= auto
 
 # A defender that the caller's shell is set up for is none of the tests' business. Root's PATH after a plain su
 # lacks the system's tools.
@@ -31,7 +34,7 @@ test: python
 	@$(PYTHON) -m deploy.prepare --extra test test
 	@# One run tells everything: the tests run whatever the linters found.
 	@linted=0; $(MAKE) --no-print-directory linted || linted=$$?; \
-	$(UNSET) .venv/bin/python -m pytest $(PYTEST) && exit $$linted
+	$(UNSET) .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses=4 --dist loadfile $(PYTEST) && exit $$linted
 
 lint: python
 	@$(PYTHON) -m deploy.prepare --extra test lint

@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
+FLEET, STANDALONE = "fleet", "standalone"
 MODES = ("tcp", "unix", "unix+tcp", "none")
 
 
@@ -28,7 +29,10 @@ class Choices:
         name: of this defender in policies; None means the short host name.
         port: of the TLS listener.
         listen: listener mode, one of `MODES`.
-        policy: absolute path of the policy to watch, or None for the start policy.
+        policy: absolute path of the policy to use, or None for the start policy.
+        mode: `FLEET` or `STANDALONE`.
+        controller_port: of the controller's HTTPS.
+        channel_port: of the controller's channel.
     """
 
     state: Path
@@ -37,6 +41,9 @@ class Choices:
     port: int = 9998
     listen: str = "tcp"
     policy: Path | None = None
+    mode: str = FLEET
+    controller_port: int = 8083
+    channel_port: int = 8084
 
     @property
     def listens_on_tcp(self) -> bool:
@@ -69,6 +76,11 @@ class Choices:
         return self.state / "certs" / "admin"
 
     @property
+    def sign_in(self) -> Path:
+        """Directory of defenderctl's sign-in at the controller."""
+        return self.state / "defenderctl"
+
+    @property
     def tcp_address(self) -> str:
         return f"tcp://127.0.0.1:{self.port}"
 
@@ -87,11 +99,16 @@ def read_choices(variables: Mapping[str, str], directory: Path) -> Choices:
     Raises:
         SetupError: naming the variable, its value and what it may be.
     """
-    mode = variables.get("MODE") or "standalone"
-    if mode != "standalone":
-        raise SetupError(f"MODE={mode}: the controller is not there yet; the only mode is MODE=standalone")
-    for unused in ("CONTROLLER_PORT", "CHANNEL_PORT"):  # the controller's; wrong is wrong all the same
-        _port(variables, unused, 1)
+    mode = variables.get("MODE") or FLEET
+    if mode not in {FLEET, STANDALONE}:
+        raise SetupError(f"MODE={mode}: must be {FLEET} or {STANDALONE}")
+    ports = {
+        name: _port(variables, name, default)
+        for name, default in (("DEFENDER_PORT", 9998), ("CONTROLLER_PORT", 8083), ("CHANNEL_PORT", 8084))
+    }
+    if mode == FLEET and len(set(ports.values())) < len(ports):
+        said = ", ".join(f"{name}={port}" for name, port in ports.items())
+        raise SetupError(f"{said}: these must be three different ports")
     listen = variables.get("LISTEN") or "tcp"
     if listen not in MODES:
         raise SetupError(f"LISTEN={listen}: must be one of {', '.join(MODES)}")
@@ -113,9 +130,12 @@ def read_choices(variables: Mapping[str, str], directory: Path) -> Choices:
         state=state,
         engine=engine,
         name=name,
-        port=_port(variables, "DEFENDER_PORT", 9998),
+        port=ports["DEFENDER_PORT"],
         listen=listen,
         policy=policy,
+        mode=mode,
+        controller_port=ports["CONTROLLER_PORT"],
+        channel_port=ports["CHANNEL_PORT"],
     )
 
 

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from deploy.choices import Choices, SetupError
+from deploy.choices import FLEET, Choices, SetupError
 from deploy.docker_api import ApiError, call, connection
 
 
@@ -38,11 +38,13 @@ def write_environment(choices: Choices, programs: Path) -> list[str]:
     for name, value in variables(choices).items():
         lines.append(f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}")
     folder = shlex.quote(str(programs))
+    signed_in = shlex.quote(str(choices.sign_in))
     text = "\n".join(
         [
             "# Written by make up. Use it with:  . " + str(choices.state / "env.sh"),
             *lines,
             f"export FLEET_STATE={shlex.quote(str(choices.state))}",
+            *([f"export DEFENDERCTL_CONFIG={signed_in}"] if choices.mode == FLEET else []),
             f'case ":$PATH:" in *:{folder}:*) ;; *) PATH={folder}:$PATH; export PATH ;; esac',
             "",
         ]

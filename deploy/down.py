@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deploy.choices import Choices, SetupError, read_choices
 from deploy.engine import OwnEngine
+from deploy.fleet import Fleet
 from deploy.guard import Guard
 from deploy.output import say
 from deploy.up import locked
@@ -15,15 +16,18 @@ from deploy.virtualenv import Virtualenv
 
 
 def down(choices: Choices) -> None:
-    """End the defender, then the Engine if it was ours."""
+    """End the defender, its controller, then the Engine if it was ours."""
     if not choices.state.is_dir():
         say(f"Nothing to stop: there is no {choices.state}")
         return
     with locked(choices.state):
-        if Guard(choices, Virtualenv()).stop():
+        tools = Virtualenv()
+        if Guard(choices, tools).stop():
             say("Stopped the defender.")
         else:
             say("The defender was not running.")
+        if Fleet(choices, tools).stop():
+            say("Stopped the controller.")
         engine = OwnEngine(choices.state / "engine")
         if engine.process() is not None:
             engine.stop()

@@ -1,4 +1,4 @@
-"""`make up`: one defender in front of this host's Engine, ready to use.
+"""`make up`: a controller, and its first defender in front of this host's Engine, ready to use.
 
 Every step looks first at what is there, so that running it again changes only what has to change: another
 listener or policy is taken over by the running defender, and its open streams go on. Standard library only;
@@ -13,6 +13,7 @@ import os
 import pwd
 import shlex
 import signal
+import socket
 import stat
 import sys
 import time
@@ -21,23 +22,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy import packages
-from deploy.choices import DEFAULT_ENGINE, ROOT, Choices, SetupError, read_choices
+from deploy.choices import DEFAULT_ENGINE, FLEET, ROOT, Choices, SetupError, read_choices
 from deploy.client import proof, write_environment
 from deploy.docker_api import ApiError, answers, connection
 from deploy.engine import CGROUP, NEEDED, EngineError, OwnEngine, ensure_cgroups
+from deploy.fleet import ADMIN, Fleet
 from deploy.guard import Guard
 from deploy.images import BUSYBOX, HELLO, load_small_images
 from deploy.output import say
 from deploy.virtualenv import Virtualenv
 
-ADMIN = "admin"
-
 FOLDERS = ("audit", "certs", "engine", "pki", "tls")
+OTHERS = ("bundles", "defenderctl", "fleet", "signing", "sinks", "store", "policy.yaml")
 LOCK = "up.lock"
 SMALL = f"{BUSYBOX} and {HELLO}"
 
 START_POLICY = """\
-# Written by make up, once. Edit it: the defender reads it again when it changes.
+# Written by make up, once. Edit it: a standalone defender reads it again when it changes; for a fleet,
+# make up publishes it again.
 schema: 1
 rules:
   - name: admin_rule
@@ -157,7 +159,7 @@ def prepare_state(choices: Choices) -> None:
                 f"FLEET_STATE={choices.state}: everybody may write to this directory; name another one"
             )
         present = {path.name for path in choices.state.iterdir()}
-        foreign = sorted(present - {*FOLDERS, "policy.yaml"})
+        foreign = sorted(present - {*FOLDERS, *OTHERS})
         if foreign and LOCK not in present:
             raise SetupError(
                 f"FLEET_STATE={choices.state}: this directory holds other things ({foreign[0]}); "
@@ -261,6 +263,29 @@ def moment(value: float | str) -> float:
     return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else value
 
 
+def guard_alone(choices: Choices, tools: Virtualenv, engine: str, policy: Path) -> None:
+    """Have a defender that stands alone; a controller that ran here before is ended."""
+    if Fleet(choices, tools).stop():
+        say("Stopped the controller: MODE=standalone has none.")
+    prepare_certificates(choices, tools)
+    prepare_admin(choices, tools)
+    Guard(choices, tools).ensure(settings_text(choices, engine, policy))
+
+
+def guard_in_fleet(choices: Choices, tools: Virtualenv, engine: str, policy: Path) -> None:
+    """Have a controller, and a defender that belongs to its fleet."""
+    fleet, guard = Fleet(choices, tools), Guard(choices, tools)
+    name = choices.name or socket.gethostname().partition(".")[0]
+    guard.check_port()
+    fleet.ensure()
+    prepare_admin(choices, tools)
+    joining = fleet.admit(name, guard)
+    fleet.set_listener(name)
+    guard.ensure(settings_text(choices, engine, policy) + fleet.settings(name), joining)
+    fleet.settle(name)
+    fleet.publish(policy)
+
+
 def up(choices: Choices) -> None:
     """Do all of it.
 
@@ -272,11 +297,11 @@ def up(choices: Choices) -> None:
         engine = find_engine(choices)
         tools = Virtualenv()
         tools.ensure()
-        prepare_certificates(choices, tools)
-        prepare_admin(choices, tools)
         policy = prepare_policy(choices, tools)
-        guard = Guard(choices, tools)
-        guard.ensure(settings_text(choices, engine, policy))
+        if choices.mode == FLEET:
+            guard_in_fleet(choices, tools, engine, policy)
+        else:
+            guard_alone(choices, tools, engine, policy)
         lines = write_environment(choices, tools.bin)
         say(f"The defender guards {engine}; policy {policy}; log {choices.log}")
         for line in proof(choices):

@@ -111,11 +111,20 @@ class Virtualenv:
             arguments: of the program.
             variables: added to the environment.
         """
+        return self._run(subprocess.STDOUT, program, *arguments, **variables)
+
+    def run_apart(self, program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run one of its programs as `run` does, with errors in `stderr`."""
+        return self._run(subprocess.PIPE, program, *arguments, **variables)
+
+    def _run(
+        self, errors: int, program: str, *arguments: str, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [self.bin / program, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=errors,
             text=True,
             env=clean_environment() | variables,
             check=False,

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import Final
 
 import click
+from twisted.python import usage
 
 from controller.cli.main import GROUPS, defenderctl
+from controller.tap import Options as ControllerOptions
 from defender.tap import Options
 
 WIDTH: Final = 100
@@ -21,15 +23,16 @@ _INTRO: Final = """\
 
 | command | what it is |
 | --- | --- |
-| [`make up`, `make down`](#make-up-and-make-down) | One defender on this host, from a checkout. |
+| [`make up`, `make down`](#make-up-and-make-down) | A controller and its first defender, from a checkout. |
 | [`twistd defender`](#twistd-defender) | The defender itself. |
-| `twistd controller` | Not there yet: it says so and ends. |
+| [`twistd controller`](#twistd-controller) | The controller itself. |
 | [`defenderctl`](#defenderctl) | Policies, certificates, the local defender, the fleet, events. |
 
 ## make up and make down
 
 `make up` may be run again at any time: it changes what has to change and leaves the rest. `make down` stops
-what it started and keeps all files. Variables stand before or behind the command, as in
+what it started and keeps all files. With `MODE=standalone` there is no controller; a state directory can go
+from one mode to the other and back. Variables stand before or behind the command, as in
 `make up DEFENDER_PORT=9999`.
 
 | variable | default | meaning |
@@ -44,17 +47,21 @@ _VARIABLES: Final = {
         "installed, and started under `FLEET_STATE`.",
     ),
     "DEFENDER_PORT": ("`9998`", "Port of the TLS listener, on all IPv4 addresses."),
+    "CONTROLLER_PORT": ("`8083`", "Port of the controller's HTTPS, on all IPv4 addresses."),
+    "CHANNEL_PORT": ("`8084`", "Port where defenders reach the controller, on all IPv4 addresses."),
     "LISTEN": (
         "`tcp`",
-        "`none`, `unix`, `tcp` or `unix+tcp`. The unix socket is `FLEET_STATE/docker.sock`.",
+        "Mode of this host's defender: `none`, `unix`, `tcp` or `unix+tcp`. The unix socket is "
+        "`FLEET_STATE/docker.sock`.",
     ),
     "POLICY": (
         "a start policy",
-        "The policy file to watch. The start policy lets `admin`, and over unix the user who ran `make up`, "
-        "do everything.",
+        "The policy file. With a fleet it is published to all of it as policy `start`, once, and again when "
+        "its text has changed; standalone, the defender watches it. The start policy lets `admin`, and over "
+        "unix the user who ran `make up`, do everything.",
     ),
     "DEFENDER_NAME": ("the short host name", "Name of this host in policies and events."),
-    "MODE": ("`standalone`", "The only one there is."),
+    "MODE": ("`fleet`", "`fleet`: a controller as well. `standalone`: the defender alone."),
     "PYTHON": ("`python3`", "The Python to use, 3.11 or newer."),
 }
 
@@ -65,11 +72,32 @@ _TWISTD_OPTIONS: Final = """
 | --- | --- |
 """
 
+_UP: Final = """
+Beside the files of both programs, `FLEET_STATE` holds `env.sh`, which sets the variables of Docker's clients,
+`FLEET_STATE` and `DEFENDERCTL_CONFIG`, and puts `.venv/bin` on the path; `certs/admin`, the certificate of
+the user `admin`; `admin-password`, with which `admin` signs in at the controller; and `defenderctl`, where
+that is done already.
+"""
+
 _TWISTD: Final = """
 Without either, it reads `/etc/defender/defender.toml`. Options of `twistd` itself stand before the word
 `defender`: `--nodaemon`, `--pidfile=`, `--logfile=`. Settings or files that cannot be used are named on
 standard error, with exit code 1, and nothing is started. `SIGHUP` makes a running defender read its settings
 again, `SIGTERM` ends it.
+"""
+
+_CONTROLLER_OPTIONS: Final = """
+## twistd controller
+
+| option | meaning |
+| --- | --- |
+"""
+
+_CONTROLLER: Final = """
+Without either, it reads `/etc/defender-controller/controller.toml`. The first start makes the fleet's
+authority, its keys and the account `admin`. That one's password is printed on the terminal; without one it is
+in `STATE/first-admin-password`. `SIGHUP` makes a running controller read its settings and sinks again,
+`SIGTERM` ends it.
 
 ## defenderctl
 
@@ -94,16 +122,19 @@ def cli_page() -> str:
     """The whole page."""
     lines = [_INTRO.rstrip()]
     lines += [f"| `{name}` | {default} | {meaning} |" for name, (default, meaning) in _VARIABLES.items()]
-    lines.append(_TWISTD_OPTIONS.rstrip())
-    for name, short, _default, meaning, *_ in Options.optParameters:
-        shown = f"`--{name}`, `-{short}`" if short else f"`--{name}`"
-        lines.append(f"| {shown} | {meaning} |")
-    lines += [_TWISTD.rstrip(), ""]
+    lines += [_UP.rstrip(), _TWISTD_OPTIONS.rstrip(), *_option_rows(Options), _TWISTD.rstrip()]
+    lines += [_CONTROLLER_OPTIONS.rstrip(), *_option_rows(ControllerOptions), _CONTROLLER.rstrip(), ""]
     for words, command in commands():
         depth = "##" if len(words) == 2 else "###"
         heading = [f"{depth}# {' '.join(words)}", ""] if len(words) > 1 else []
         lines += [*heading, "```text", help_text(words, command), "```", ""]
     return "\n".join(lines)
+
+
+def _option_rows(options: type[usage.Options]) -> Iterator[str]:
+    for name, short, _default, meaning, *_ in options.optParameters:
+        shown = f"`--{name}`, `-{short}`" if short else f"`--{name}`"
+        yield f"| {shown} | {meaning} |"
 
 
 def commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -24,6 +24,7 @@ class ReadChoicesTests(SynchronousTestCase):
         self.assertEqual(choices.state, Path("/checkout/.state"))
         self.assertEqual((choices.port, choices.listen), (9998, "tcp"))
         self.assertEqual((choices.engine, choices.policy, choices.name), (None, None, None))
+        self.assertEqual((choices.mode, choices.controller_port, choices.channel_port), ("fleet", 8083, 8084))
 
     def test_an_empty_variable_is_not_set(self) -> None:
         names = ("FLEET_STATE", "ENGINE", "DEFENDER_PORT", "LISTEN", "POLICY", "DEFENDER_NAME", "MODE")
@@ -42,13 +43,23 @@ class ReadChoicesTests(SynchronousTestCase):
                 "POLICY": policy,
                 "DEFENDER_NAME": "prod-1",
                 "MODE": "standalone",
+                "CONTROLLER_PORT": "18083",
+                "CHANNEL_PORT": "18084",
             },
             HERE,
+        )
+        self.assertEqual(
+            (choices.mode, choices.controller_port, choices.channel_port), ("standalone", 18083, 18084)
         )
         self.assertEqual(choices.state, Path("/checkout/state"))
         self.assertEqual(choices.engine, "unix:///run/other.sock")
         self.assertEqual((choices.port, choices.listen, choices.name), (19998, "unix+tcp", "prod-1"))
         self.assertEqual(choices.policy, Path(policy))
+
+    def test_three_programs_need_three_ports(self) -> None:
+        for name, port in (("DEFENDER_PORT", "8084"), ("CONTROLLER_PORT", "9998"), ("CHANNEL_PORT", "8083")):
+            self.assertIn(f"{name}={port}", self.refused(**{name: port}))
+        self.assertEqual(read_choices({"DEFENDER_PORT": "8083", "MODE": "standalone"}, HERE).port, 8083)
 
     def test_listener_modes(self) -> None:
         sides = {}
@@ -62,7 +73,7 @@ class ReadChoicesTests(SynchronousTestCase):
 
     def test_each_refusal_names_variable_and_value(self) -> None:
         for variable, value in (
-            ("MODE", "fleet"),
+            ("MODE", "cluster"),
             ("LISTEN", "tpc"),
             ("DEFENDER_PORT", "0"),
             ("DEFENDER_PORT", "65536"),

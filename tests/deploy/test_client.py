@@ -22,8 +22,8 @@ class EnvironmentFileTests(SynchronousTestCase):
         self.addCleanup(scratch.cleanup)
         self.state = Path(scratch.name)
 
-    def after(self, listen: str) -> dict[str, str]:
-        write_environment(Choices(state=self.state, listen=listen, port=1234), PROGRAMS)
+    def after(self, listen: str, mode: str = "fleet") -> dict[str, str]:
+        write_environment(Choices(state=self.state, listen=listen, port=1234, mode=mode), PROGRAMS)
         before = {
             "PATH": "/usr/bin:/bin",
             "DOCKER_HOST": "old",
@@ -56,6 +56,10 @@ class EnvironmentFileTests(SynchronousTestCase):
         variables = self.after("tcp")
         self.assertEqual(variables["PATH"], f"{PROGRAMS}:/usr/bin:/bin")
         self.assertEqual(variables["FLEET_STATE"], str(self.state))
+
+    def test_defenderctl_is_signed_in_where_there_is_a_controller(self) -> None:
+        self.assertEqual(self.after("tcp")["DEFENDERCTL_CONFIG"], f"{self.state}/defenderctl")
+        self.assertNotIn("DEFENDERCTL_CONFIG", self.after("tcp", mode="standalone"))
 
     def test_the_lines_to_paste_are_in_the_file(self) -> None:
         lines = write_environment(Choices(state=self.state), PROGRAMS)

@@ -48,7 +48,7 @@ class PackagingTests(SynchronousTestCase):
     def assert_commands_work(self, venv: Venv, **extra: str) -> None:
         self.assertEqual(commands_of(venv.run("twistd", "--help", **extra)), COMMANDS)
         self.assertIn("--config", venv.run("twistd", "defender", "--help", **extra))
-        self.assertIn("not there yet", venv.run("twistd", "controller", "--help", **extra))
+        self.assertIn("--config", venv.run("twistd", "controller", "--help", **extra))
 
     def assert_leaves_twisted_whole(self, venv: Venv) -> None:
         venv.pip("uninstall", "--yes", "defender-fleet")

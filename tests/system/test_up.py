@@ -1,153 +1,23 @@
-"""`make up` in a fresh copy of the checkout: a working docker command, again and again, and `make down`.
-
-One copy and one state directory serve all tests here; each brings the defender into the state it needs first,
-which is itself the point: make up is idempotent.
-"""
+"""`make up MODE=standalone`: a working docker command, again and again, and `make down`."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import tempfile
-from pathlib import Path
-
-from twisted.trial.unittest import SynchronousTestCase
+from collections.abc import Mapping
+from typing import ClassVar
 
 from deploy.docker_api import answers
-from deploy.processes import Process, read_pidfile, wait_until
-from tests.engine.dockerd import client_environment, docker_clis, engine
-from tests.system.checkout import bare_environment, copy_checkout
-
-GUEST_POLICY = """\
-schema: 1
-rules:
-  - name: admin_rule
-    users: [admin]
-    effect: allow
-  - name: guest_rule
-    users: [bruce]
-    effect: allow
-    actions: [{actions}]
-"""
+from deploy.processes import wait_until
+from tests.engine.dockerd import docker_clis, engine
+from tests.system.up_case import GUEST_POLICY, UpCase, free_port
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+class UpTests(UpCase):
+    """MODE=standalone."""
 
-
-class UpTests(SynchronousTestCase):
-    """MODE=standalone, in front of a real Engine."""
-
-    scratch: Path
-    checkout: Path
-    state: Path
-    port: int
-    made: dict[str, str] | None = None
-    """The variables of the last make up that went well, while nothing else was done since."""
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        super().setUpClass()
-        cls.scratch = Path(tempfile.mkdtemp(prefix="dfup-", dir="/tmp"))
-        cls.checkout = copy_checkout(cls.scratch / "checkout")
-        cls.state = cls.scratch / "state"
-        cls.port = free_port()
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.make("down")
-        shutil.rmtree(cls.scratch)
-        super().tearDownClass()
-
-    @classmethod
-    def make(cls, goal: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        given = {
-            "ENGINE": engine().address,
-            "FLEET_STATE": str(cls.state),
-            "DEFENDER_PORT": str(cls.port),
-            **variables,
-        }
-        environment = {
-            name: value
-            for name, value in bare_environment().items()
-            if not name.startswith(("DOCKER_", "MAKE", "MFLAGS"))
-        }
-        return subprocess.run(
-            ["make", "--no-print-directory", goal, *(f"{name}={value}" for name, value in given.items())],
-            cwd=cls.checkout,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-
-    def up(self, **variables: str) -> str:
-        done = self.make("up", **variables)
-        self.assertEqual(done.returncode, 0, done.stdout)
-        type(self).made = variables
-        return done.stdout
-
-    def stand(self) -> Process:
-        """Have the defender that a plain make up gives, and return it."""
-        if self.made != {} or read_pidfile(self.state / "defender.pid") is None:
-            self.up()
-        return self.process()
-
-    def disturb(self) -> None:
-        """Note that the test changes what the last make up made."""
-        type(self).made = None
-
-    def refused(self, **variables: str) -> str:
-        """Run make up with what cannot be; return its sentence, and see that nothing was harmed."""
-        before = self.stand()
-        done = self.make("up", **variables)
-        self.assertNotEqual(done.returncode, 0, done.stdout)
-        self.assertNotIn("Traceback", done.stdout)
-        self.assertEqual(self.process(), before)
-        self.assertTrue(answers(self.address, self.state / "certs/admin"))
-        return done.stdout
-
-    @property
-    def address(self) -> str:
-        return f"tcp://127.0.0.1:{self.port}"
-
-    def process(self) -> Process:
-        process = read_pidfile(self.state / "defender.pid")
-        assert process is not None, "the defender does not run"
-        return process
-
-    def in_shell(self, script: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a shell script after sourcing env.sh, as a person would."""
-        done = subprocess.run(
-            ["/bin/sh", "-c", f'. "{self.state}/env.sh"; {script}'],
-            cwd=self.scratch,
-            env=bare_environment(HOME=str(self.scratch)),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        if check:
-            self.assertEqual(done.returncode, 0, f"{script}\n{done.stdout}{done.stderr}")
-        return done
-
-    def denial(self, user: str, *arguments: str) -> str:
-        """Issue a certificate, run docker with it, and return what docker complains of, if it does."""
-        directory = self.scratch / "certificates" / user
-        self.in_shell(f"defenderctl pki issue --user {user} --out {directory} --force")
-        environment = client_environment(self.address, directory)
-        return docker_clis()[-1].run(*arguments, environment=environment, check=False).stderr.decode()
+    fixed: ClassVar[Mapping[str, str]] = {"MODE": "standalone"}
 
     def test_a_working_docker_command(self) -> None:
         said = self.up()
@@ -188,7 +58,7 @@ class UpTests(SynchronousTestCase):
     def test_from_a_shell_that_is_set_up_for_it(self) -> None:
         """env.sh puts the environment's own Python first; the environment is the same for both."""
         process = self.stand()
-        given = f"ENGINE={engine().address} DEFENDER_PORT={self.port}"
+        given = f"ENGINE={engine().address} DEFENDER_PORT={self.port} MODE=standalone"
         said = self.in_shell(
             f'test "$(command -v python3)" = "{self.checkout}/.venv/bin/python3" && '
             f'make -C "{self.checkout}" up {given}'
@@ -280,9 +150,6 @@ class UpTests(SynchronousTestCase):
         policy.write_text("schema: 1\nrules:\n  - name: x\n    efect: allow\n", "utf-8")
         said = self.refused(POLICY=str(policy))
         self.assertIn(f"make up: the policy cannot be used:\n{policy}:3:5: ", said)
-
-    def test_no_controller_yet(self) -> None:
-        self.assertIn("make up: MODE=fleet: the controller is not there yet", self.refused(MODE="fleet"))
 
     def test_down(self) -> None:
         process = self.stand()
