@@ -82,6 +82,7 @@ class Distribution(Waves):
         kept = {who: again for who, again in reissues.items() if base and again.origin == base.origin}
         members = self._members.setdefault(line, set())
         new = self._lines[line] = Line(line, release, plan, members, base, reissues=kept)
+        self._origins[release.position] = release.origin
         self._prune()
         if new.is_open:
             self._open(new, answer)
@@ -96,6 +97,7 @@ class Distribution(Waves):
         is_live = release.origin in self._live()
         if is_live:
             self._again[release.position] = release
+            self._origins[release.position] = release.origin
         for who in sorted(release.audience or ()):
             defender = self._defenders.get(who)
             if defender is None:
@@ -306,6 +308,7 @@ class Distribution(Waves):
             line.reissues.update(dict.fromkeys(again.audience or (), again))
         known = [line.release, *state.reissues, *([line.base] if line.base else [])]
         self.highest = max(self.highest, *(release.position for release in known))
+        self._origins.update({release.position: release.origin for release in known})
         if line.phase is not Phase.RUNNING or not (line.is_open or line.picked):
             return []
         line.deadline = now + line.plan.patience
@@ -331,7 +334,7 @@ class Distribution(Waves):
 
     def origin_of(self, position: Position) -> Position:
         """Where the content that stands at a position was published: keep a refusal by that."""
-        return self._again[position].origin if position in self._again else position
+        return self._origins.get(position, position)
 
     def line_of(self, who: str) -> str | None:
         """The line that a defender follows."""

@@ -37,6 +37,7 @@ class Waves:
         self._defenders: dict[str, Follower] = {}
         self._refusals: dict[Position, dict[str, Refusal]] = {}
         self._again: dict[Position, Release] = {}
+        self._origins: dict[Position, Position] = {}
 
     # -- waves
 
@@ -245,4 +246,5 @@ class Waves:
         """Forget what was said of, and signed for, content that is never offered again."""
         live = self._live()
         self._again = {position: each for position, each in self._again.items() if each.origin in live}
+        self._origins = {position: origin for position, origin in self._origins.items() if origin in live}
         self._refusals = {origin: who for origin, who in self._refusals.items() if origin in live}

@@ -173,7 +173,7 @@ class Defenders:
 
 def _stream(distribution: Distribution, who: str, held: HeldRow | None) -> Mapping[str, Any]:
     """`StreamState`. Versions are the numbers under which contents were published first."""
-    active, epoch, at = None, 0, None
+    active, epoch = None, 0
     if held is not None and held.position is not None:
         at = Position(*held.position)
         epoch, active = at.key_epoch, distribution.origin_of(at).version
@@ -181,8 +181,6 @@ def _stream(distribution: Distribution, who: str, held: HeldRow | None) -> Mappi
         return {**_NONE, "key_epoch": epoch, "active": active}
     standing, refusal = distribution.standing(who)
     wanted = distribution.desired(who)
-    if wanted is not None and wanted.position == at:
-        active = wanted.origin.version  # signed again by another key
     detail = "" if refusal is None else f"{refusal.code}: {refusal.detail}"[:2000]
     return {
         "key_epoch": epoch,

@@ -128,6 +128,26 @@ class Waves(Story):
             self.assertEqual(offers(self.stream.connected(name, None, self.now)), {})
         self.assertEqual(self.stream.tick(10_000), [])
 
+    def test_a_refusal_of_what_another_key_signed_again_stops_the_waves(self) -> None:
+        self.publish(4, AT_ONCE)
+        for name in self.names:
+            self.ack(name, 4)
+        for stream in (self.stream, Distribution()):
+            if stream is self.stream:
+                stream.publish("p", release(7, origin=4), GRADUAL, self.now)
+                kept = stream.state("p")
+            else:
+                for name in self.names:
+                    stream.restore_defender(name, "p", held(4))
+                stream.restore(kept, self.now)
+                for name in self.names:
+                    stream.connected(name, held(4), self.now)
+            self.assertEqual(stream.origin_of(at(7)), at(4))
+            first, *_ = [name for name in self.names if stream.standing(name)[0] is Standing.SENT]
+            commands = stream.refused(first, at(7), BAD, self.now)
+            self.assertEqual([type(each) for each in commands], [Halted])
+            self.assertEqual(stream.standing(first), (Standing.REFUSED, BAD))
+
     def test_a_refusal_in_the_last_wave_stops_those_who_return(self) -> None:
         self.stream.disconnected("web7", self.now)
         (first,) = offers(self.publish(1))[1]
