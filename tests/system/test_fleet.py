@@ -49,7 +49,7 @@ class FleetTests(FleetCase):
         member.start()
         self.assertNotIn("--join-token", member.command)
         self.assertEqual(member.fleet()["defender"], before)
-        self.await_true("linked again", member.linked)
+        self.await_linked(self.one)
         self.assertEqual(self.name_of(self.one), "host1")
 
     # -- policy
@@ -134,7 +134,7 @@ class FleetTests(FleetCase):
         self.controller.stop()
         self.assert_goes_on(terminals, 2)
         self.controller.start()
-        self.await_online("host1", "host2", "host3")
+        self.await_online()
         self.assertEqual(
             {name: each["listener"]["desired"] for name, each in self.controller.defenders().items()},
             {"host1": "unix", "host2": "tcp", "host3": "none"},
@@ -154,9 +154,10 @@ class FleetTests(FleetCase):
         unix = host.docker("version", environment=self.member(host).unix(), check=False)[0] == 0
         return "+".join(name for name, there in (("unix", unix), ("tcp", tcp)) if there)
 
-    def await_online(self, *names: str) -> None:
+    def await_online(self) -> None:
+        self.await_linked(*self.hosts.hosts)
         self.await_defenders(
-            lambda seen: all(seen[name]["state"] == "online" for name in names), f"{names} online"
+            lambda seen: all(each["state"] == "online" for each in seen.values()), "all online"
         )
 
     def test_a_mode_outlives_a_restart_of_the_defender(self) -> None:
@@ -255,6 +256,6 @@ class FleetTests(FleetCase):
         self.assertIn("by rule 'lock'", self.docker(self.one, "ps", who=BUILDER, check=False)[1])
         self.assertEqual(self.name_of(self.one), "host1")
         self.controller.start()
-        self.await_online("host1", "host2", "host3")
+        self.await_online()
         for host in self.hosts.hosts:
             self.assertIn("by rule 'lock'", self.docker(host, "ps", who=BUILDER, check=False)[1])

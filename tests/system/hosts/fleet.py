@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from controller.cli.local import ask
 from controller.cli.login import login_file, read_login
+from defender.contract.local import make_request
 from deploy.docker_api import call, connection
 from deploy.processes import wait_until
 from tests.engine.guarded import Event, program, program_environment
@@ -235,3 +237,9 @@ class FleetDefender(HostDefender):
     def linked(self) -> bool:
         """Whether it has a session with its controller, as far as it knows."""
         return bool(self.fleet()["connected"])
+
+    def hurry(self) -> None:
+        """Have it try its controller now if it has no link, rather than when its turn has come."""
+        if not self.linked():
+            answer = ask(self.host.seen(self.state) / "control.sock", make_request("reload", {}))
+            assert answer.ok, answer.error

@@ -79,9 +79,20 @@ class FleetCase(SynchronousTestCase):
         terminal.expect(rb"# ")
         return terminal
 
+    def await_linked(self, *hosts: Host) -> None:
+        """Wait until these have a session with the controller; none waits for its turn to come back."""
+        for host in hosts:
+            member = self.member(host)
+
+            def linked(member: FleetDefender = member) -> bool:
+                member.hurry()
+                return member.linked()
+
+            self.await_true(f"{host.name} is linked", linked, 0.3)
+
     def await_defenders(self, wanted: Callable[[Mapping[str, Json]], bool], what: str) -> Mapping[str, Json]:
         return self.controller.await_defenders(wanted, what)
 
-    def await_true(self, what: str, wanted: Callable[[], bool], patience: float = PATIENCE) -> None:
-        """Wait for something; fail with `what` when it does not become true."""
-        self.assertTrue(wait_until(wanted, patience), what)
+    def await_true(self, what: str, wanted: Callable[[], bool], pause: float = 0.05) -> None:
+        """Ask for something every `pause` seconds; fail with `what` when it does not become true."""
+        self.assertTrue(wait_until(wanted, PATIENCE, pause), what)
