@@ -29,7 +29,7 @@ from defender.contract.bundle import EVERYONE, Bundle, BundleError, sign_bundle
 from defender.contract.contents import locks_content, policy_content, trust_content
 from defender.contract.envelope import BUNDLE_TYPE, payload_digest, read_envelope, split_envelopes, verify
 from defender.contract.locks import Lock
-from defender.contract.trust import LOCKS, MAX_ROOTS, MODE, POLICY, STREAMS, TRUST
+from defender.contract.trust import LOCKS, MAX_ROOTS, MODE, POLICY, STREAMS, TRUST, ring_of
 
 ALL: Final = ""
 """The one line of the streams `trust` and `locks`."""
@@ -178,10 +178,11 @@ class Issuer:
         return self.issue(connection, wanted)
 
     def vouches_for(self, data: bytes) -> bool:
-        """Whether defenders that hold the newest root accept a bundle."""
+        """Whether the present key signed a bundle, in the present epoch: whoever holds the newest root takes
+        it, and still does when an old key that is still listed is retired."""
         try:
             envelope = read_envelope(split_envelopes(data, MAX_ROOTS + 1)[-1], BUNDLE_TYPE)
-            verify(envelope, self.keys.root.bundle)
+            verify(envelope, ring_of([self.keys.bundle]))
             return bool(json.loads(envelope.payload)["key_epoch"] == self.keys.root.key_epoch)
         except BundleError:
             return False

@@ -25,7 +25,7 @@ from controller.admin_audit import AdminActor, admin_event, compare
 from controller.fleet import NO_POLICY_TEXT, Target
 from controller.pki.files import PRIVATE_DIRECTORY, PRIVATE_FILE
 from controller.pki.signing import BUNDLE, SigningKeys
-from controller.publisher_steps import ALL, keep_policy, read_policy, read_states
+from controller.publisher_steps import ALL, Issuer, keep_policy, read_policy, read_states
 from controller.publishing import Draft, PublishError, save_draft
 from controller.releases import Phase
 from controller.selection import Selection
@@ -39,7 +39,17 @@ from controller.store.migrations import migrations_of, version_of
 from defender.contract.bundle import EVERYONE, Bundle, BundleError, open_envelope
 from defender.contract.envelope import BUNDLE_TYPE, MAX_ENVELOPE, read_envelope, split_envelopes, verify
 from defender.contract.locks import Lock, make_lock
-from defender.contract.trust import LOCKS, MAX_ROOTS, MODE, POLICY, TRUST, Root, first_root, next_root
+from defender.contract.trust import (
+    LOCKS,
+    MAX_ROOTS,
+    MODE,
+    POLICY,
+    STREAMS,
+    TRUST,
+    Root,
+    first_root,
+    next_root,
+)
 
 STORE: Final = "store"
 SIGNING: Final = "signing"
@@ -153,10 +163,13 @@ def stopped(state: Path) -> Iterator[sqlite3.Connection]:
         os.close(lock)
 
 
-def replace_key(state: Path, role: str, user: str, *, stolen: bool = False, even_now: bool = False) -> int:
+def replace_key(
+    state: Path, role: str, user: str, *, stolen: bool = False, even_now: bool = False, keep_old: bool = False
+) -> int:
     """Make a new key for a role of `SigningKeys`; gives the version of the root document that names it.
 
-    `stolen`, for `bundle` alone: raise the epoch as well. Raises AtRestError and CustodyError.
+    For `bundle` alone: `stolen` raises the epoch as well, with `keep_old` both keys count until `retire_key`.
+    Raises AtRestError and CustodyError.
     """
     with stopped(state) as connection:
         keys = SigningKeys.load(state / SIGNING)
@@ -172,9 +185,31 @@ def replace_key(state: Path, role: str, user: str, *, stolen: bool = False, even
             )
         now = int(time.time())
         before = {"root": keys.root.version, "epoch": keys.root.key_epoch}
-        root = keys.raise_epoch(now) if stolen else keys.replace_key(role, now)
+        root = keys.raise_epoch(now) if stolen else keys.replace_key(role, now, keep_old=keep_old)
         after = {"root": root.version, "epoch": root.key_epoch}
         _tell(connection, user, "key_replace", role, before, after)
+        return root.version
+
+
+def retire_key(state: Path, user: str) -> int:
+    """Let the `bundle` key before the present one count no more; gives the version of the root document.
+
+    Raises AtRestError, if something in force is signed by it, and CustodyError.
+    """
+    with stopped(state) as connection:
+        keys = SigningKeys.load(state / SIGNING)
+        issuer = Issuer(keys, time.time)
+        for stream in STREAMS:
+            for line in read_states(connection, stream).values():
+                row = bundles.find(connection, stream, PositionRow(*line.release.position))
+                if row is not None and not issuer.vouches_for(row.envelope):
+                    raise AtRestError(
+                        f"{stream} {row.position.version} is signed by the old key: start the controller, "
+                        "and wait until all defenders have what the new one signs"
+                    )
+        before = keys.root.version
+        root = keys.retire_old(BUNDLE, int(time.time()))
+        _tell(connection, user, "key_retire", BUNDLE, {"root": before}, {"root": root.version})
         return root.version
 
 

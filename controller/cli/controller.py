@@ -91,6 +91,9 @@ def backup(state: Path, out: Path, as_json: bool) -> None:
 @controller.command("replace-key")
 @click.argument("role", type=click.Choice(ROLES))
 @_state
+@click.option(
+    "--keep-old", is_flag=True, help="Of bundle: let the old one count too, until retire-key; cuts no stream."
+)
 @click.option("--stolen", is_flag=True, help="Of bundle: end all that was signed before, by a new key epoch.")
 @click.option(
     "--even-now",
@@ -99,7 +102,7 @@ def backup(state: Path, out: Path, as_json: bool) -> None:
 )
 @json_option
 @_plain_errors
-def replace_key(role: str, state: Path, stolen: bool, even_now: bool, as_json: bool) -> None:
+def replace_key(role: str, state: Path, keep_old: bool, stolen: bool, even_now: bool, as_json: bool) -> None:
     """Replace a key that signs bundles, root documents or snapshots. The controller must not run.
 
     Its next start signs what is in force with the new key, and defenders take that as soon as they are
@@ -107,16 +110,40 @@ def replace_key(role: str, state: Path, stolen: bool, even_now: bool, as_json: b
 
     \b
     Examples:
-      defenderctl controller replace-key bundle --state /var/lib/defender-controller
+      defenderctl controller replace-key bundle --keep-old --state /var/lib/defender-controller
       defenderctl controller replace-key bundle --stolen --state /var/lib/defender-controller
     """
-    if stolen and role != BUNDLE:
-        raise click.UsageError("--stolen is for the key of bundles; the others are replaced without it")
-    version = at_rest.replace_key(state.absolute(), role, getpass.getuser(), stolen=stolen, even_now=even_now)
+    if (stolen or keep_old) and role != BUNDLE:
+        raise click.UsageError("--stolen and --keep-old are for the key of bundles")
+    if stolen and keep_old:
+        raise click.UsageError("--stolen and --keep-old exclude each other: what was stolen must not count")
+    version = at_rest.replace_key(
+        state.absolute(), role, getpass.getuser(), stolen=stolen, even_now=even_now, keep_old=keep_old
+    )
     if as_json:
         print_json({"role": role, "root": version})
         return
     print_line(f"There is a new {role} key, named by root document {version}. Start the controller.")
+
+
+@controller.command("retire-key")
+@_state
+@json_option
+@_plain_errors
+def retire_key(state: Path, as_json: bool) -> None:
+    """Let the old key of bundles count no more, after replace-key --keep-old. The controller must not run.
+
+    First let it run with the new one until every defender has what that signs.
+
+    \b
+    Example:
+      defenderctl controller retire-key --state /var/lib/defender-controller
+    """
+    version = at_rest.retire_key(state.absolute(), getpass.getuser())
+    if as_json:
+        print_json({"role": BUNDLE, "root": version})
+        return
+    print_line(f"Root document {version} names one bundle key. Start the controller.")
 
 
 @controller.command("take-back")

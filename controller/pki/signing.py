@@ -114,20 +114,29 @@ class SigningKeys:
         """The envelope of the root document in force."""
         return split_envelopes(self.chain, MAX_ROOTS)[-1]
 
-    def replace_key(self, role: str, now: int) -> Root:
+    def replace_key(self, role: str, now: int, *, keep_old: bool = False) -> Root:
         """Make a new key for a role, named by a new root document, which the old root key and, if it is the
         root's key that goes, the new one sign. Raises CustodyError.
 
-        What the old `bundle` key signed stays acceptable to nobody: publish every stream again.
+        What the old `bundle` key signed stays acceptable to nobody: publish every stream again. With
+        `keep_old` it stays acceptable until `retire_old`, so that what is published again comes in time.
         """
         key = Ed25519PrivateKey.generate()
         signer = signer_of(key)
         fresh = self.directory / f"{role}.new.key"
         write_private(fresh, _pem(key))
-        root = self._succeed(now, {role: signer}, raising=False)
+        kept = [self._signers[role]] if keep_old and role != ROOT else []
+        root = self._succeed(now, {role: (*kept, signer)}, raising=False)
         fresh.replace(self.directory / f"{role}.key")
         self._signers[role] = signer
         return root
+
+    def retire_old(self, role: str, now: int) -> Root:
+        """A new root document in which the present key of a role is the only one. Raises CustodyError."""
+        present = self._signers.get(role)
+        if present is None or getattr(self.root, role).keys == (present.public,):
+            raise CustodyError(f"the root document names no {role} key but the present one")
+        return self._succeed(now, {role: (present,)}, raising=False)
 
     def raise_epoch(self, now: int, minimum: Mapping[str, int] | None = None) -> Root:
         """End everything that was signed before: a new `bundle` key, and an epoch that only the root can
@@ -137,7 +146,7 @@ class SigningKeys:
         signer = signer_of(key)
         fresh = self.directory / f"{BUNDLE}.new.key"
         write_private(fresh, _pem(key))
-        root = self._succeed(now, {BUNDLE: signer}, raising=True, minimum=minimum or {})
+        root = self._succeed(now, {BUNDLE: (signer,)}, raising=True, minimum=minimum or {})
         fresh.replace(self.directory / f"{BUNDLE}.key")
         self._signers[BUNDLE] = signer
         return root
@@ -145,7 +154,7 @@ class SigningKeys:
     def _succeed(
         self,
         now: int,
-        changed: Mapping[str, Signer],
+        changed: Mapping[str, tuple[Signer, ...]],
         *,
         raising: bool,
         minimum: Mapping[str, int] | None = None,
@@ -163,9 +172,9 @@ class SigningKeys:
             issued_at=max(now, held.issued_at),
             minimum=held.minimum if minimum is None else dict(minimum),
         )
-        rings: dict[str, Any] = {role: ring_of([signer]) for role, signer in changed.items()}
+        rings: dict[str, Any] = {role: ring_of(signers) for role, signers in changed.items()}
         document = replace(document, **rings)
-        signers = [old, changed[ROOT]] if ROOT in changed else [old]
+        signers = [old, *changed.get(ROOT, ())]
         try:
             envelope = sign_root(document, signers)
             root = next_root(held, envelope)

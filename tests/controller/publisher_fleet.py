@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from controller.publisher import Publisher
 from defender.contract.bundle import NOWHERE, Position, open_envelope
 from defender.contract.canonical import BundleError
 from defender.contract.contents import Content, read_content
-from defender.contract.envelope import split_envelopes
+from defender.contract.envelope import BUNDLE_TYPE, read_envelope, split_envelopes, verify
 from defender.contract.framing import Framer
 from defender.contract.high_water import HighWater, first_mark
 from defender.contract.message_bytes import decode_message
@@ -36,6 +37,9 @@ class Host:
     content: dict[str, Content] = field(default_factory=dict)
     refuses: dict[str, tuple[str, str]] = field(default_factory=dict)
     pushed: list[tuple[str, int, bytes]] = field(default_factory=list)
+    signed: dict[str, bytes] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    """Streams of which a new root has ended what was in force."""
     shown: int = 0
 
     @property
@@ -120,9 +124,10 @@ class FakeDesk:
         parts = split_envelopes(data, MAX_ROOTS + 1)
         if stream == TRUST:
             for root, _ in newer_roots(host.root, parts[:-1]):
-                if root.key_epoch > host.root.key_epoch or root.bundle != host.root.bundle:
-                    host.held.clear()
-                    host.content.clear()
+                for held in [each for each, data in host.signed.items() if not counts(data, root)]:
+                    host.lost.append(held)
+                    for gone in (host.held, host.content, host.signed):
+                        gone.pop(held, None)
                 host.root = root
                 host.mark = None
         bundle = open_envelope(
@@ -140,8 +145,19 @@ class FakeDesk:
                 raise AssertionError(f"{host.name} was pushed what it has: {stream} {bundle.version}")
             host.mark = host.mark.accept(stream, bundle.position)
         host.held[stream] = bundle.position
+        host.signed[stream] = parts[-1]
         host.content[stream] = read_content(stream, bundle.content)
         self.publisher.acked(host.id, stream, nonce, bundle.position)
+
+
+def counts(data: bytes, root: Root) -> bool:
+    """Whether a bundle that was in force still is under a new root."""
+    envelope = read_envelope(data, BUNDLE_TYPE)
+    try:
+        verify(envelope, root.bundle)
+    except BundleError:
+        return False
+    return bool(json.loads(envelope.payload)["key_epoch"] == root.key_epoch)
 
 
 def read(data: bytes) -> list[Any]:

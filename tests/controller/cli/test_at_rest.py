@@ -11,13 +11,15 @@ from click.testing import CliRunner
 from controller.cli import at_rest
 from controller.cli.at_rest import AtRestError
 from controller.cli.controller import controller
+from controller.fleet import Mode
 from controller.pki.signing import BUNDLE, ROOT, SNAPSHOT, SigningKeys
 from controller.publisher_steps import read_policy
 from controller.releases import Ahead
+from controller.selection import Selection
 from controller.store import locks, trail
 from defender.contract.contents import LocksContent
 from defender.contract.locks import Lock, make_lock
-from defender.contract.trust import LOCKS, POLICY, TRUST
+from defender.contract.trust import LOCKS, POLICY, STREAMS, TRUST
 from tests.controller.publisher_fleet import Host
 from tests.controller.test_publisher import EVERYBODY, NEW, OLD, PublisherCase
 
@@ -193,10 +195,36 @@ class Keys(AtRestCase):
         self.assertEqual((host.root.version, host.root.key_epoch), (5, 2))
         self.assertEqual(self.texts(host), ["new"])
         self.assertEqual({host.held[stream].key_epoch for stream in (TRUST, LOCKS, POLICY)}, {2})
+        self.assertEqual(set(host.lost), {TRUST, LOCKS, POLICY})
         assert self.database is not None
         batch = await self.database.read(trail.pending, lambda epoch: 0, 100)
         assert batch is not None
         self.assertEqual(batch.records.count(b"key_replace"), 4)
+
+    async def test_in_two_steps_nothing_ceases_to_be_in_force(self) -> None:
+        host = await self.found()
+        await self.publish(self.orders, "prod", NEW)
+        await self.orders.set_mode(Selection(), Mode("tcp"), "ada")
+        await self.calm()
+        await self.crash()
+        self.run_command("replace-key", BUNDLE, "--keep-old")
+        self.assertIn("is signed by the old key", self.run_command("retire-key", code=1))
+        for step in ("retire-key", ""):
+            await self.begin()
+            before = dict(host.held)
+            self.desk.connect(host)
+            await self.calm()
+            self.assertEqual(host.lost, [])
+            self.assertEqual(self.texts(host), ["new"])
+            await self.crash()
+            signed_again = {each for each in before if host.held[each] != before[each]}
+            self.assertEqual(signed_again, set(STREAMS) if step else {TRUST})
+            if step:
+                self.run_command(step)
+        self.assertEqual(host.root.version, 3)
+        self.assertEqual(len(host.root.bundle.keys), 1)
+        self.run_command("retire-key", code=1)
+        self.run_command("replace-key", BUNDLE, "--keep-old", "--stolen", code=2)
 
     async def test_none_goes_while_a_policy_is_on_its_way(self) -> None:
         await self.found()

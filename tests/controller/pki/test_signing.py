@@ -123,6 +123,20 @@ class ReplacingTests(SigningCase):
         self.assertEqual(self.files(), {"root.key", "bundle.key", "snapshot.key", CHAIN})
         self.keys.replace_key(BUNDLE, NOW)  # with the new root key, and a clock that went back
 
+    def test_both_keys_count_until_the_old_one_is_retired(self) -> None:
+        before = self.bundle(self.keys)
+        self.keys.replace_key(BUNDLE, NOW, keep_old=True)
+        again = SigningKeys.load(self.directory)
+        after = self.bundle(again, 2)
+        for bundle in (before, after):
+            self.opened(again, bundle)
+        again.retire_old(BUNDLE, NOW)
+        again = SigningKeys.load(self.directory)
+        self.assertEqual(self.refused(again, before), "wrong-key")
+        self.opened(again, after)
+        error = self.assertRaises(CustodyError, again.retire_old, BUNDLE, NOW)
+        self.assertIn("names no bundle key but the present one", str(error))
+
     def test_a_stolen_key_is_answered_by_the_epoch(self) -> None:
         stolen = SigningKeys.load(self.directory)
         loot = self.bundle(stolen, 2**63)
