@@ -284,7 +284,20 @@ class ChannelStream:
         return why
 
     def _send(self) -> Exception | None:
-        """Hand to OpenSSL what waits, and close behind it if that is wanted."""
+        """Send what waits, and close behind it if that is wanted."""
+        out = self._out
+        if not out or len(out[0]) <= RECORD:
+            return self._hand_over()
+        # Each record is a write of its own: together they make fuller segments, and fewer.
+        sock = self._socket
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        try:
+            return self._hand_over()
+        finally:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+
+    def _hand_over(self) -> Exception | None:
+        """Give OpenSSL what waits, as far as the kernel takes it."""
         out = self._out
         _forget_errors()
         while out:
