@@ -236,8 +236,8 @@ class Controller(Service):
         )
         authorities = Authorities(
             *(
-                (certificate_pem(each).decode(),)
-                for each in (authority.root, authority.fleet, authority.users)
+                tuple(certificate_pem(each).decode() for each in those)
+                for those in ((authority.root,), authority.all_fleet, authority.all_users)
             )
         )
         publisher = Publisher(
@@ -337,7 +337,7 @@ class Controller(Service):
         return https_context(self._identity.chain, self._identity.key)
 
     def _channel_context(self) -> Any:
-        return channel_context(self._identity.chain, self._identity.key, [self._authority.fleet])
+        return channel_context(self._identity.chain, self._identity.key, self._authority.all_fleet)
 
     async def _renew(self) -> None:
         """Have a certificate that holds and has all names; connections that come are served with it."""

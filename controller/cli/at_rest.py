@@ -187,7 +187,7 @@ def replace_key(
         before = {"root": keys.root.version, "epoch": keys.root.key_epoch}
         root = keys.raise_epoch(now) if stolen else keys.replace_key(role, now, keep_old=keep_old)
         after = {"root": root.version, "epoch": root.key_epoch}
-        _tell(connection, user, "key_replace", role, before, after)
+        record_change(connection, user, "key_replace", role, before, after)
         return root.version
 
 
@@ -209,7 +209,7 @@ def retire_key(state: Path, user: str) -> int:
                     )
         before = keys.root.version
         root = keys.retire_old(BUNDLE, int(time.time()))
-        _tell(connection, user, "key_retire", BUNDLE, {"root": before}, {"root": root.version})
+        record_change(connection, user, "key_retire", BUNDLE, {"root": before}, {"root": root.version})
         return root.version
 
 
@@ -244,7 +244,7 @@ def take_back(state: Path, files: Sequence[Path], user: str) -> list[TakenBack]:
         numbers: dict[str, int] = {}
         for bundle, _ in found:
             numbers.setdefault(bundle.stream, bundle.version)
-        _tell(connection, user, "bundle_take_back", "", None, numbers)
+        record_change(connection, user, "bundle_take_back", "", None, numbers)
         return told
 
 
@@ -354,7 +354,7 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _tell(
+def record_change(
     connection: sqlite3.Connection,
     user: str,
     action: str,

@@ -14,7 +14,7 @@ from controller.cli.output import complain
 GROUPS = {
     "api-tokens": ("controller.cli.tokens:api_tokens", "Make what programs sign in with."),
     "audit": ("controller.cli.audit:audit", "Show what was asked, by whom, and what was decided."),
-    "controller": ("controller.cli.controller:controller", "Back up and restore a controller, on its host."),
+    "controller": ("controller.cli.rotation:controller", "Back up and restore a controller, on its host."),
     "defenders": ("controller.cli.defenders:defenders", "Show and steer the fleet's defenders."),
     "lock": ("controller.cli.locks:lock", "Shut somebody out of the whole fleet at once."),
     "login": ("controller.cli.login_commands:login", "Sign in to a controller."),

@@ -82,7 +82,7 @@ def admit(
         trust_domain=authority.trust_domain,
         chain=_chain(client),
         roots=(der(authority.root),),
-        fleet=(der(authority.fleet),),
+        fleet=tuple(der(each) for each in authority.all_fleet),
         server_chain=server,
         trust=trust,
         left_out=left_out,

@@ -15,7 +15,7 @@ Times are aware datetimes in UTC and arrive as arguments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address
@@ -93,7 +93,9 @@ class Issued:
 class Authority:
     """A root and its two intermediates, with the custody of their keys.
 
-    Built by `create`, or from what was stored; `check` says whether the parts fit together.
+    Built by `create`, or from what was stored; `check` says whether the parts fit together. `keys` are the
+    names of the users' and the fleet's key in the custody; `more_users` and `more_fleet` are intermediates
+    that do not sign and are trusted all the same (`controller.pki.succession`).
     """
 
     def __init__(
@@ -104,12 +106,20 @@ class Authority:
         users: x509.Certificate,
         fleet: x509.Certificate,
         custody: Custody,
+        keys: tuple[str, str] = (USER_CA, FLEET_CA),
+        more_users: Sequence[x509.Certificate] = (),
+        more_fleet: Sequence[x509.Certificate] = (),
     ) -> None:
         self.trust_domain = trust_domain
         self.root = root
         self.users = users
         self.fleet = fleet
+        self.all_users = (users, *more_users)
+        """The intermediates whose users are let in: the one that signs, and one that did or will."""
+        self.all_fleet = (fleet, *more_fleet)
+        """The same of controllers and defenders."""
         self._custody = custody
+        self._users_key, self._fleet_key = keys
 
     @classmethod
     def create(cls, trust_domain: str, custody: Custody, now: datetime) -> Authority:
@@ -136,8 +146,10 @@ class Authority:
         home = f"spiffe://{self.trust_domain}"
         for words, certificate, issuer, key in (
             ("root", self.root, self.root, ROOT),
-            ("user", self.users, self.root, USER_CA),
-            ("fleet", self.fleet, self.root, FLEET_CA),
+            ("user", self.users, self.root, self._users_key),
+            ("fleet", self.fleet, self.root, self._fleet_key),
+            *(("other user", each, self.root, "") for each in self.all_users[1:]),
+            *(("other fleet", each, self.root, "") for each in self.all_fleet[1:]),
         ):
             try:
                 certificate.verify_directly_issued_by(issuer)
@@ -152,8 +164,10 @@ class Authority:
                     f"the {words} certificate is not of the trust domain {self.trust_domain!r}"
                 )
             _check_current(words, certificate, now)
-            if (key != ROOT or self._custody.holds(ROOT)) and (
-                _spki(self._custody.signer(key).public_key) != _spki(certificate.public_key())
+            if (
+                key
+                and (key != ROOT or self._custody.holds(ROOT))
+                and (_spki(self._custody.signer(key).public_key) != _spki(certificate.public_key()))
             ):
                 raise AuthorityError(f"the {words} key does not belong to the {words} certificate")
 
@@ -189,7 +203,7 @@ class Authority:
         if groups or idp or sid or mfa or orig_exp is not None:
             extension = x509.UnrecognizedExtension(x509.ObjectIdentifier(GROUPS_OID), claims)
             builder = builder.add_extension(extension, critical=False)
-        return self._sign(USER_CA, "user", self.users, builder, now, life)
+        return self._sign(self._users_key, "user", self.users, builder, now, life)
 
     def issue_server(
         self,
@@ -240,7 +254,7 @@ class Authority:
         builder = builder.add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
         )
-        return self._sign(FLEET_CA, "fleet", self.fleet, builder, now, life)
+        return self._sign(self._fleet_key, "fleet", self.fleet, builder, now, life)
 
     def _issue_server(
         self,
@@ -269,7 +283,7 @@ class Authority:
         builder = builder.add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
         )
-        return self._sign(FLEET_CA, "fleet", self.fleet, builder, now, life)
+        return self._sign(self._fleet_key, "fleet", self.fleet, builder, now, life)
 
     def _identity(self, role: str, identifier: str | None, name: str) -> str:
         try:

@@ -107,7 +107,8 @@ class Enrollment:
         """Say whose certificate a request proves to have the key of; raises JoinError."""
         certificate = check_proof(request, binding)
         try:
-            certificate.verify_directly_issued_by(office.authority.fleet)
+            issuers = [each for each in office.authority.all_fleet if each.subject == certificate.issuer]
+            certificate.verify_directly_issued_by(issuers[0] if issuers else office.authority.fleet)
             return check_defender(certificate, office.authority.trust_domain)
         except (ValueError, TypeError, InvalidSignature):
             raise JoinError("certificate", "the old certificate is not of this fleet") from None

@@ -357,7 +357,7 @@ def _joined(
         trust_domain=office.authority.trust_domain,
         chain=chain,
         roots=(der(office.authority.root),),
-        fleet=(der(office.authority.fleet),),
+        fleet=tuple(der(each) for each in office.authority.all_fleet),
         server_chain=server_chain,
         trust=office.trust,
     )

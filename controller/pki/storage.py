@@ -4,6 +4,7 @@
     user-ca.pem user-ca.key     signs users
     fleet-ca.pem fleet-ca.key   signs defenders
     trust.json                  {"trust_domain": ..., "v": 1}
+    issuers.json                which intermediates there are, once there were others (`succession`)
 
 The directory is made under another name and renamed, so that it is whole or not there, and of two that make
 it at once one wins and the other one is told.
@@ -25,6 +26,7 @@ from cryptography import x509
 from controller.pki.authority import FLEET_CA, ROOT, USER_CA, Authority, AuthorityError, certificate_pem
 from controller.pki.custody import FileCustody
 from controller.pki.files import PRIVATE_DIRECTORY, sync_directory, write_private
+from controller.pki.succession import read_issuers
 
 TRUST_FILE = "trust.json"
 
@@ -96,12 +98,20 @@ def open_authority(state: Path, now: datetime) -> Authority:
     mode = stat.S_IMODE(directory.stat().st_mode)
     if mode & 0o077:
         raise AuthorityError(f"{directory} has mode {mode:04o}: others can enter it; chmod it 700")
+    issuers = read_issuers(directory)
+    users, fleet = (
+        [read_certificate(directory / f"{name}.pem") for name in issuers[kind]]
+        for kind in (USER_CA, FLEET_CA)
+    )
     authority = Authority(
         read_trust_domain(state),
         root=read_certificate(directory / f"{ROOT}.pem"),
-        users=read_certificate(directory / f"{USER_CA}.pem"),
-        fleet=read_certificate(directory / f"{FLEET_CA}.pem"),
+        users=users[0],
+        fleet=fleet[0],
         custody=FileCustody(directory),
+        keys=(issuers[USER_CA][0], issuers[FLEET_CA][0]),
+        more_users=users[1:],
+        more_fleet=fleet[1:],
     )
     authority.check(now)
     return authority
