@@ -117,6 +117,7 @@ class Defender(MultiService):
             recorder=self.journal,
             engine=settings.engine,
             limits=settings.limits,
+            outlasting=settings.streams,
             prefix=settings.policy.prefix,
             strict=settings.audit.durability == "strict",
             spool_bytes=settings.audit.max_bytes,
@@ -252,7 +253,7 @@ class Defender(MultiService):
         signal.signal(signal.SIGHUP, self._hang_up)
 
     def stopService(self) -> Deferred[None]:
-        stopping: Deferred[None] = super().stopService()
+        stopping = self._drained().addCallback(lambda _: super(Defender, self).stopService())
 
         def stopped(result: Any) -> Any:
             self._policy_watch.stop()
@@ -264,6 +265,13 @@ class Defender(MultiService):
             return self.journal.stop().addCallback(lambda _: result)
 
         return stopping.addBoth(stopped)
+
+    def _drained(self) -> Deferred[None]:
+        """Let nobody in any more; fires when nothing is open, or has had its time."""
+        streams = self.settings.streams
+        limit = streams.stop_drain if streams.on_stop == "drain" else 0.0
+        self.log.info("stopping: {count} connections are open", count=self.proxy.connections)
+        return self.listener.retire(limit)
 
     def _hang_up(self, _number: int, _frame: Any) -> None:
         self._reactor.callFromThread(self._reload_by_signal)
@@ -354,7 +362,7 @@ class Defender(MultiService):
         """Nobody vouches for users any more: nobody is let in."""
         self._vouched = False
         self._put_locks()
-        self.listener.cut("tcp")
+        self.listener.cut("tcp", "no authority of users is known")
 
     def _locked_by_fleet(self, locks: LockSet | None) -> None:
         self._fleet_locks = locks
@@ -442,6 +450,7 @@ class Defender(MultiService):
         self.pool.resize(limit=keep.engine.max_connections, idle_limit=keep.engine.pool)
         self.proxy.engine = keep.engine
         self.proxy.limits = keep.limits
+        self.proxy.outlasting = keep.streams
         self.proxy.prefix = keep.policy.prefix
         self.proxy.strict = keep.audit.durability == "strict"
         self.listener.reception.terms = self._terms(keep)
@@ -464,7 +473,7 @@ class Defender(MultiService):
         if self._distrusted:
             # Whoever came in by it may be anybody that it named.
             self._distrusted = frozenset()
-            cut = self.listener.cut("tcp")
+            cut = self.listener.cut("tcp", "an authority of users is no longer trusted")
             said.append(f"an authority of clients is no longer trusted: TLS connections cut: {cut}")
         if report.outcome != "unchanged" or report.reason:
             said.append(f"listeners: {report.outcome}" + (f": {report.reason}" if report.reason else ""))

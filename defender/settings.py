@@ -303,6 +303,47 @@ class ControllerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSettings:
+    """What becomes of an open stream (exec, attach, logs, events, a build) when what let it in is gone.
+
+    `cut` ends it at once, `drain` gives it a limited time, `keep` lets it end by itself. A request that is
+    not wholly with the Engine is always cut, and so is whatever a lock shuts out. Each is recorded: the end
+    of a stream with its reason, and that one may go on (`stream_outlasts`).
+    """
+
+    on_expired: str = field(
+        metadata=about(
+            choice("cut", "drain", "keep"), "When the certificate of its user expires.", default="cut"
+        )
+    )
+    on_denied: str = field(
+        metadata=about(
+            choice("cut", "drain", "keep"), "When a new policy does not allow it any more.", default="cut"
+        )
+    )
+    drain: float = field(
+        metadata=about(
+            seconds(1, 7 * _DAY), "How long `drain` lets it go on in these two cases.", default=600.0
+        )
+    )
+    on_stop: str = field(
+        metadata=about(
+            choice("cut", "drain"),
+            "When the defender stops (SIGTERM). With `drain`, nobody new is let in meanwhile, and requests "
+            "under way are answered.",
+            default="drain",
+        )
+    )
+    stop_drain: float = field(
+        metadata=about(
+            seconds(0.1, _DAY),
+            "How long a stop waits for them. A service manager must wait longer than that.",
+            default=10.0,
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSettings:
     """Bounds on what one client, or all of them, may hold."""
 
@@ -418,6 +459,7 @@ class Settings:
     policy: PolicySettings
     audit: AuditSettings
     controller: ControllerSettings
+    streams: StreamSettings
     limits: LimitSettings
     control: ControlSettings
     source: str
@@ -431,6 +473,7 @@ _TABLES: Final[Mapping[str, type[Any]]] = {
     "policy": PolicySettings,
     "audit": AuditSettings,
     "controller": ControllerSettings,
+    "streams": StreamSettings,
     "limits": LimitSettings,
     "control": ControlSettings,
 }

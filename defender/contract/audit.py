@@ -38,7 +38,7 @@ REQUIRED: Final = ("v", "id", "agent", "epoch", "seq", "ts_wall", "kind", "phase
 KINDS: Final[Mapping[str, str]] = {
     "engine": "A call of the Docker Engine's API, or a stream that it became.",
     "identity": "A peer that was turned away before its first request; the check that failed.",
-    "control": "A use of the defender's control socket, or a switch of its listeners.",
+    "control": "A use of the control socket, a switch of listeners, a stream that outlasts what let it in.",
     "policy": "A policy or lock file that was activated, or one that was kept out.",
     "defender": "The defender started or stopped.",
     "gap": "Events that could not be written, with their number.",
@@ -318,6 +318,19 @@ def control_event(
     if reason:
         event["decision"] = refused(reason)
     event["result"] = {"ok": ok and not reason, "detail": shorten(detail or reason, MAX_PATH)}
+    return event
+
+
+def outlasting_event(
+    actor: Mapping[str, object], request: Description, cause: str, *, corr: str | bytes, limit: float
+) -> Event:
+    """A stream goes on though what let it in is gone: `cause`. `limit` is for how many seconds, 0 for any."""
+    fields = {"action": request.fields["action"], "seconds": limit}
+    target = request.fields.get("target")
+    event = control_event(actor, "stream_outlasts", fields=fields, detail=cause)
+    event["corr"] = corr
+    if target:
+        event["req"] = {"action": "stream_outlasts", "target": target, "fields": fields}
     return event
 
 

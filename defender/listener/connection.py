@@ -23,8 +23,11 @@ class Connection(Protocol):
         A request whose first bytes have arrived counts as open.
         """
 
-    def abort(self) -> None:
-        """Close now, whatever is open. Its `closed` is called, in this turn of the reactor or a later one."""
+    def abort(self, reason: str = "aborted") -> None:
+        """Close now, whatever is open, and record `reason` as why.
+
+        Its `closed` is called, in this turn of the reactor or a later one.
+        """
 
 
 class Accept(Protocol):

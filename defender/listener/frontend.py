@@ -74,9 +74,9 @@ class Guest:
         else:
             self.abort()
 
-    def abort(self) -> None:
+    def abort(self, reason: str = "aborted") -> None:
         if self.connection is not None:
-            self.connection.abort()
+            self.connection.abort(reason)
         elif self.stream is not None:
             self.turn_away()
             self.stream.abort()
@@ -147,10 +147,10 @@ class Crowd:
         for guest in list(self.guests):
             guest.close_when_idle()
 
-    def abort(self) -> None:
-        """End every connection now."""
+    def abort(self, reason: str) -> None:
+        """End every connection now; `reason` is recorded of what is open."""
         for guest in list(self.guests):
-            guest.abort()
+            guest.abort(reason)
 
 
 class Reception:

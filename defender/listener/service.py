@@ -116,6 +116,7 @@ class ListenerService(Service):
         self._desired: DesiredMode | None = None
         self._kept = True
         self._last_error = ""
+        self._retired: Deferred[None] | None = None
         self._stopped: Deferred[None] | None = None
         self.started: Deferred[Report] = Deferred()
 
@@ -131,22 +132,39 @@ class ListenerService(Service):
         outcome.chainDeferred(self.started)
         self._perform(self._switch.start(ticket, spec))
 
+    def retire(self, limit: float) -> Deferred[None]:
+        """Stop accepting for good, and end each connection when nothing is open on it.
+
+        Fires when that is so of all of them, or after `limit` seconds. To be followed by `stopService`.
+        """
+        self._stop_trying()
+        for opened in list(self._open.values()):
+            self._close_sockets(opened)
+            opened.crowd.close_when_idle()
+        self._retired = retired = Deferred[None]()
+        timer = self._reactor.callLater(limit, self._has_retired)
+        if not self.reception.inside or not limit:
+            self._has_retired()
+
+        def done(_: None) -> None:
+            if timer.active():
+                timer.cancel()
+
+        return retired.addCallback(done)
+
+    def _has_retired(self) -> None:
+        if self._retired is not None and not self._retired.called:
+            self._retired.callback(None)
+
     def stopService(self) -> Deferred[None] | None:
         """Stop accepting and abort every connection; fires when they are gone."""
         super().stopService()
-        for timer in self._retries.values():
-            timer.cancel()
-        self._retries.clear()
-        for knock in list(self._knocks.values()):
-            knock.end()
-        for acceptor in self._idle_inherited.values():
-            acceptor.stop()
-        self._idle_inherited.clear()
+        self._stop_trying()
         for opened in list(self._open.values()):
             self._close_sockets(opened)
             if opened.timer is not None and opened.timer.active():
                 opened.timer.cancel()
-            opened.crowd.abort()
+            opened.crowd.abort("the defender stops")
         if not self.reception.inside:
             return None
         stopped: Deferred[None] = Deferred()
@@ -158,6 +176,17 @@ class ListenerService(Service):
                 timer.cancel()
 
         return stopped.addCallback(done)
+
+    def _stop_trying(self) -> None:
+        """Nothing is opened again, nobody is let in."""
+        for timer in self._retries.values():
+            timer.cancel()
+        self._retries.clear()
+        for knock in list(self._knocks.values()):
+            knock.end()
+        for acceptor in self._idle_inherited.values():
+            acceptor.stop()
+        self._idle_inherited.clear()
 
     # -- what others ask for
 
@@ -201,12 +230,15 @@ class ListenerService(Service):
 
         return self._select(self._wanted, drain).addCallback(add)
 
-    def cut(self, kind: Kind) -> int:
-        """End the connections of this kind of listener now, draining ones too; how many there were."""
+    def cut(self, kind: Kind, reason: str) -> int:
+        """End the connections of this kind of listener now, draining ones too; how many there were.
+
+        `reason` is recorded of what is open on them.
+        """
         crowds = [opened.crowd for opened in self._open.values() if opened.listener.address.kind == kind]
         count = sum(map(len, crowds))
         for crowd in crowds:
-            crowd.abort()
+            crowd.abort(reason)
         return count
 
     def status(self) -> dict[str, object]:
@@ -329,7 +361,7 @@ class ListenerService(Service):
                 self._begin_drain(listener, limit)
             case CloseStreams(listener):
                 if listener in self._open:
-                    self._open[listener].crowd.abort()
+                    self._open[listener].crowd.abort("its listener is closed, and the drain limit over")
                     self._note_drained(listener)
             case Retry(address, delay, reason):
                 self._retry_later(address, delay, reason)
@@ -339,6 +371,8 @@ class ListenerService(Service):
     def _bind(self, listener: Listener, mode: int, group: str) -> None:
         opened = _Open(listener, Crowd(self.reception, lambda: self._one_left(listener)))
         try:
+            if self._retired is not None:
+                raise BindError("the defender is stopping")
             if listener.address.kind == "tcp" and not self.reception.has_certificates:
                 problem = self._load_certificates()
                 if problem:
@@ -450,6 +484,8 @@ class ListenerService(Service):
         self._perform(self._switch.drain_expired(opened.listener))
 
     def _one_left(self, listener: Listener) -> None:
+        if self._retired is not None and not self.reception.inside:
+            self._has_retired()
         if self._stopped is not None:
             if not self.reception.inside and not self._stopped.called:
                 self._stopped.callback(None)

@@ -23,13 +23,19 @@ from defender.contract.locks import LockSet
 from defender.contract.policy import Decision
 from defender.proxy.backend import BackendPool
 from defender.proxy.budget import Budgets
+from defender.proxy.forwarding import Forwarding
 from defender.proxy.frontend import Frontend
+from defender.proxy.graces import Graces
 from defender.proxy.inspection import Readings
 from defender.proxy.trail import Noted, Trail
-from defender.settings import EngineSettings, LimitSettings
+from defender.settings import EngineSettings, LimitSettings, StreamSettings
 from defender.streams.interface import Stream
 
 _SWEEP = 1.0
+
+_CERTIFICATE = "certificate"
+_EXPIRED = "the certificate expired"
+_DENIED = "no longer allowed"
 
 
 class Proxy(Service):
@@ -52,6 +58,7 @@ class Proxy(Service):
         recorder: CallRecorder,
         engine: EngineSettings,
         limits: LimitSettings,
+        outlasting: StreamSettings,
         prefix: str,
         strict: bool = True,
         spool_bytes: int = 1 << 30,
@@ -66,6 +73,8 @@ class Proxy(Service):
         self._spool_bytes = spool_bytes
         self.budgets = Budgets(limits, spool_bytes)
         self.limits = limits
+        self.outlasting = outlasting
+        self._graces: Graces[Frontend] = Graces()
         self.prefix = prefix
         self.strict = strict
         self.seconds: Callable[[], float] = reactor.seconds
@@ -98,6 +107,7 @@ class Proxy(Service):
 
         def forget(frontend: Frontend) -> None:
             self._frontends.discard(frontend)
+            self._graces.forget(frontend)
             self.budgets.leave(frontend.share, self.seconds())
             closed()
 
@@ -139,8 +149,11 @@ class Proxy(Service):
         self.pool.sweep(now, self.engine.response_timeout)
         for frontend in list(self._frontends):
             try:
-                if frontend.under_way is not None and self._expired(frontend.subject):
-                    frontend.abort("the certificate expired")
+                exchange = frontend.under_way
+                if exchange is None or not self._expired(frontend.subject):
+                    frontend.sweep(now)
+                elif not self._outlasts(frontend, exchange, _EXPIRED, self.outlasting.on_expired, now):
+                    frontend.abort(_EXPIRED)
                 else:
                     frontend.sweep(now)
             except Exception:  # noqa: BLE001 - one connection's fault must not end the sweep for all
@@ -149,6 +162,20 @@ class Proxy(Service):
                     frontend.abort("internal error")
                 except Exception:  # noqa: BLE001 - as above
                     self.log.failure("cutting a connection failed")
+        for frontend, cause in self._graces.due(now):
+            frontend.abort(f"{cause}, and the time that it was given is over")
+
+    def _outlasts(
+        self, frontend: Frontend, exchange: Forwarding, cause: str, choice: str, now: float
+    ) -> bool:
+        """Whether a stream may go on though `cause`, as the settings' `choice` for that says."""
+        open_stream = frontend.tunnel is not None or (exchange.is_sent and _is_stream(exchange))
+        if choice == "cut" or not open_stream:
+            return False
+        limit = self.outlasting.drain if choice == "drain" else 0.0
+        if self._graces.give(frontend, exchange, cause, now + limit if limit else None):
+            self.trail.outlasts(frontend, exchange, cause, limit)
+        return True
 
     # -- judging
 
@@ -167,16 +194,8 @@ class Proxy(Service):
             noted = self.trail.note(decision, self.activation.version, digest)
         return noted
 
-    def _decide(self, subject: Subject, operation: Operation) -> Decision:
-        decision = self._overruling(subject, operation)
-        return self.activation.table.decide(subject, operation) if decision is None else decision
-
     def _overruling(self, subject: Subject, operation: Operation) -> Decision | None:
         """What is decided whatever the policy says, None if nothing is."""
-        if subject.not_after is not None and self._wall() >= subject.not_after:
-            return _own_decision(
-                "certificate", "the certificate has expired", "Your certificate has expired; get a new one."
-            )
         if self.locks is None:
             return _own_decision(
                 "lock",
@@ -194,6 +213,11 @@ class Proxy(Service):
                 self.frozen,
                 "This host has been without its controller for too long; nothing can be changed here.",
             )
+        # Last: a stream may be let outlast it, and none of the others.
+        if self._expired(subject):
+            return _own_decision(
+                _CERTIFICATE, "the certificate has expired", "Your certificate has expired; get a new one."
+            )
         return None
 
     def _expired(self, subject: Subject) -> bool:
@@ -203,21 +227,31 @@ class Proxy(Service):
         """After a policy or a lock came into force: cut the open streams it denies; how many that were.
 
         A request that is not wholly with the Engine is cut too: its client could hold its last byte back
-        until after the lock. One that is cannot be called back, and is answered.
+        until after the lock. One that is cannot be called back, and is answered. A stream that only the
+        policy denies may be given time by the settings.
         """
+        now = self.seconds()
         self.trail.forget_notes()
         cut = 0
         for frontend in list(self._frontends):
             exchange = frontend.under_way
             if exchange is None:
                 continue
-            operation = exchange.inquiry.operation
-            if exchange.is_sent and not (operation.streaming or operation.hijack):
+            if exchange.is_sent and not _is_stream(exchange):
                 continue
-            decision = self._decide(frontend.subject, operation)
-            if decision.effect != "allow":
-                frontend.abort(f"no longer allowed: denied by rule '{decision.rule}'")
-                cut += 1
+            operation = exchange.inquiry.operation
+            overruled = self._overruling(frontend.subject, operation)
+            if overruled is not None and overruled.rule == _CERTIFICATE:
+                overruled = None  # the sweep looks after that
+            decision = overruled or self.activation.table.decide(frontend.subject, operation)
+            if decision.effect == "allow":
+                self._graces.take_back(frontend, _DENIED)
+                continue
+            choice = self.outlasting.on_denied
+            if overruled is None and self._outlasts(frontend, exchange, _DENIED, choice, now):
+                continue
+            frontend.abort(f"{_DENIED}: denied by rule '{decision.rule}'")
+            cut += 1
         return cut
 
     def answer_timeout(self, operation: Operation) -> float:
@@ -236,6 +270,11 @@ class Proxy(Service):
         """Whether a call is refused when its attempt cannot be recorded: as its rule or the settings say."""
         durability = noted.decision.durability
         return self.strict if durability is None else durability == "strict"
+
+
+def _is_stream(exchange: Forwarding) -> bool:
+    operation = exchange.inquiry.operation
+    return operation.streaming or operation.hijack
 
 
 def _own_decision(rule: str, reason: str, message: str) -> Decision:

@@ -19,6 +19,7 @@ from defender.contract.audit import (
     decision_of,
     describe_unreadable,
     described_further,
+    outlasting_event,
     refused,
     request_event,
     stream_end_event,
@@ -205,6 +206,14 @@ class Trail:
         )
         pairs, body = _packed(event)
         frontend.share.spend(len(body) + _EVENT, now)
+        self._recorder.append(pairs, body, call.corr)
+
+    def outlasts(self, frontend: Frontend, call: Forwarding, cause: str, limit: float) -> None:
+        """A stream goes on though what let it in is gone."""
+        described = self._described(call) or call.inquiry.described
+        event = outlasting_event(actor_of(frontend.subject), described, cause, corr=call.corr, limit=limit)
+        pairs, body = _packed(event)
+        frontend.share.spend(len(body) + _EVENT, self._seconds())
         self._recorder.append(pairs, body, call.corr)
 
     # -- requests that are not forwarded

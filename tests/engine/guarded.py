@@ -263,6 +263,8 @@ class Guarded:
                 )
             ),
         }
+        # What a test leaves open is nothing to wait for.
+        self._extra.setdefault("streams", 'on_stop = "cut"')
         names = [*tables, *(name for name in self._extra if name not in tables)]
         text = "".join(f"[{name}]\n{tables.get(name, '')}\n{self._extra.get(name, '')}\n" for name in names)
         (self.state / "defender.toml").write_text(text, "utf-8")

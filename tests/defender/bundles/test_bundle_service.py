@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from defender.bundles.commands import Ack, Activate, Graded, Nack, Skewed
+from defender.bundles.commands import Ack, Activate, Graded, Nack
 from defender.bundles.service import INTERVAL, BundleService
 from defender.bundles.store import BundleStore
 from defender.bundles.streams import Streams
@@ -49,7 +49,7 @@ class ServiceCase(SynchronousTestCase):
         self.in_force: dict[str, int] = {}
         self.answers: list[Ack | Nack] = []
         self.events: list[Event] = []
-        self.told: list[Graded | Skewed] = []
+        self.told: list[object] = []
         self.service = BundleService(
             self.clock,
             Streams(trust_domain=DOMAIN, defender=DEFENDER, agent_version=AGENT),

@@ -72,7 +72,7 @@ class Served:
         if not self.busy:
             self.stream.close()
 
-    def abort(self) -> None:
+    def abort(self, reason: str = "aborted") -> None:
         self.stream.abort()
 
 
@@ -259,6 +259,46 @@ class Opening(Hall):
         self.assertFalse(self.exists())
         self.assertTrue(self.refuses(port))
         self.assertEqual(await threaded(unix.hear), b"")
+
+
+class Retiring(Hall):
+    async def test_what_is_open_has_its_time_and_nobody_new_is_let_in(self) -> None:
+        service = await self.serve(self.spec("unix+tcp"))
+        port = self.port(service)
+        busy, idle = await self.over_tls(port), await self.over_unix()
+        for line in (busy, idle):
+            await threaded(line.hear)
+        self.assertEqual(await threaded(lambda: busy.ask(b"hold\n")), b"ok\n")
+        retired = service.retire(60)
+        self.assertEqual(await threaded(idle.hear), b"")
+        self.assertTrue(self.refuses(port))
+        self.assertFalse(self.exists())
+        report: Report = await service.set_mode("none")
+        report = await service.set_mode("tcp")
+        self.assertEqual(
+            (report.outcome, report.reason), ("failed", "tcp://127.0.0.1:0: the defender is stopping")
+        )
+        self.assertNoResult(retired)
+        self.assertEqual(await threaded(lambda: busy.ask(b"free\n")), b"ok\n")
+        self.assertEqual(await threaded(busy.hear), b"")
+        await retired
+        self.assertIs(service.stopService(), None)
+
+    async def test_its_time_has_an_end(self) -> None:
+        service = await self.serve(self.spec("unix"))
+        line = await self.over_unix()
+        await threaded(line.hear)
+        await threaded(lambda: line.ask(b"hold\n"))
+        await service.retire(0.05)
+        self.assertEqual(service.reception.inside, 1)
+        stopped = service.stopService()
+        assert stopped is not None
+        await stopped
+        self.assertEqual(await threaded(line.hear), b"")
+
+    async def test_nothing_open_is_nothing_to_wait_for(self) -> None:
+        service = await self.serve(self.spec("unix"))
+        self.successResultOf(service.retire(60))
 
 
 class Switching(Hall):

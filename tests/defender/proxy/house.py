@@ -121,6 +121,7 @@ class House:
             recorder=self.events,
             engine=configured.engine,
             limits=configured.limits,
+            outlasting=configured.streams,
             prefix=configured.policy.prefix,
             wall=lambda: self.now,
         )
