@@ -45,6 +45,9 @@ class CompareTests(SynchronousTestCase):
         self.assertIn("('aa', 2) is not stored", self.found(events(1, 3), events(1, 2, 3)))
         self.assertIn("('bb', 1) is not stored", self.found(events(1), events(1) + events(1, epoch="bb")))
 
+    def test_nothing_at_all(self) -> None:
+        self.assertIn("nothing is on the disk", self.found([], []))
+
     def test_twice(self) -> None:
         self.assertIn("('aa', 1) is stored 2 times", self.found(events(1, 1), events(1)))
         again = {**events(2)[0], "id": "aa1"}

@@ -87,6 +87,8 @@ class Rest:
 
 def compare(name: str, before: list[Event], stored: list[Event], after: list[Event]) -> Iterator[str]:
     """Yield how the stored events of a defender differ from those on its disk before and after."""
+    if not before:
+        yield f"{name}: nothing is on the disk"  # not even that it was started
     places = [_place(event) for event in stored]
     known = {_place(event): event for event in after}
     for place, count in Counter(places).items():
