@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from controller.pki.files import write_private
+from controller.pki.passed_keys import is_passed, key_files, passed_key
 
 
 class CustodyError(Exception):
@@ -87,7 +88,10 @@ class MemoryCustody:
 
 
 class FileCustody:
-    """A `Custody` in one directory: ``NAME.key``, PKCS #8 in PEM, unencrypted, mode 0600."""
+    """A `Custody` in one directory: ``NAME.key``, PKCS #8 in PEM, unencrypted, mode 0600.
+
+    A credential of the service manager goes before a file (`controller.pki.passed_keys`).
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -103,11 +107,12 @@ class FileCustody:
 
     def signer(self, name: str) -> Signer:
         """Return the key of this name; raises CustodyError if it cannot be used."""
-        return KeySigner(load_private_key(self._path(name)))
+        path = self._path(name)
+        return KeySigner(load_private_key(passed_key(path) or path))
 
     def holds(self, name: str) -> bool:
         """Say whether there is a key of this name."""
-        return self._path(name).exists()
+        return bool(key_files(self._path(name)))
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.key"
@@ -134,7 +139,7 @@ def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
         raise CustodyError(f"{path}: {error.strerror}") from error
     if not stat.S_ISREG(mode):
         raise CustodyError(f"{path}: not a regular file")
-    if mode & 0o077:
+    if mode & 0o077 and not is_passed(path):
         raise CustodyError(
             f"{path}: mode {stat.S_IMODE(mode):04o} lets others read the key; chmod it 600, or replace it"
         )

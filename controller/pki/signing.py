@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from controller.pki.custody import CustodyError
 from controller.pki.files import make_private_directory, write_private
+from controller.pki.passed_keys import is_passed, key_files
 from defender.contract.canonical import BundleError
 from defender.contract.envelope import Signer, signer_of, split_envelopes
 from defender.contract.trust import MAX_ROOTS, Root, first_root, next_root, ring_of, sign_root
@@ -190,10 +191,8 @@ def _load_role(directory: Path, role: str, root: Root) -> Signer | None:
     """The key of a role, from wherever it is; None if it is nowhere."""
     wanted = getattr(root, role).keys
     refusal: CustodyError | None = None
-    for name in (f"{role}.key", f"{role}.new.key"):
-        path = directory / name
-        if not path.exists():
-            continue
+    names = (f"{role}.key", f"{role}.new.key")
+    for path in (path for name in names for path in key_files(directory / name)):
         signer = signer_of(_load(path))
         if signer.public in wanted:
             return signer
@@ -217,7 +216,7 @@ def _load(path: Path) -> Ed25519PrivateKey:
         raise CustodyError(f"{path}: {error.strerror}") from error
     if not stat.S_ISREG(mode):
         raise CustodyError(f"{path}: not a regular file")
-    if mode & 0o077:
+    if mode & 0o077 and not is_passed(path):
         raise CustodyError(f"{path}: mode {stat.S_IMODE(mode):04o} lets others read the key; chmod it 600")
     try:
         key = serialization.load_pem_private_key(pem, password=None)
