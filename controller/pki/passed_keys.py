@@ -1,8 +1,8 @@
 """Keys that the service manager hands over instead of files in the state directory.
 
-systemd decrypts what a unit names with ``LoadCredentialEncrypted=`` into a directory that only the service can
-enter, and names that directory in $CREDENTIALS_DIRECTORY (systemd.exec(5), "Credentials"). A key of the file
-``FOLDER/NAME.key`` is the credential ``FOLDER.NAME.key`` there, such as ``signing.bundle.key``.
+systemd decrypts what a unit names with ``LoadCredentialEncrypted=`` into a directory that only the service
+can enter, and names that directory in $CREDENTIALS_DIRECTORY (systemd.exec(5), "Credentials"). A key of the
+file ``FOLDER/NAME.key`` is the credential ``FOLDER.NAME.key`` there, such as ``signing.bundle.key``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def passed_key(path: Path) -> Path | None:
 
 
 def is_passed(path: Path) -> bool:
-    """Whether this is a credential: who may read it is the service manager's business, not that of its mode."""
+    """Whether this is a credential: who may read it is the service manager's business, whatever its mode."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     return bool(folder) and path.parent == Path(str(folder))
 
