@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import click
-from twisted.python import usage
 
 from controller.cli.main import GROUPS, defenderctl
 from controller.tap import Options as ControllerOptions
@@ -131,7 +130,7 @@ def cli_page() -> str:
     return "\n".join(lines)
 
 
-def _option_rows(options: type[usage.Options]) -> Iterator[str]:
+def _option_rows(options: type[Any]) -> Iterator[str]:
     for name, short, _default, meaning, *_ in options.optParameters:
         shown = f"`--{name}`, `-{short}`" if short else f"`--{name}`"
         yield f"| {shown} | {meaning} |"

@@ -24,7 +24,9 @@ LOCK = {"kind": "user", "value": "bruce"}
 class DamagedFileTests(DefenderCase):
     def effect(self) -> str:
         operation, _ = recognize("GET", "/info")
-        return self.defender.proxy._decide(Subject("bruce"), operation).effect
+        overruled = self.defender.proxy._overruling(Subject("bruce"), operation)
+        decision = overruled or self.defender.activation.table.decide(Subject("bruce"), operation)
+        return decision.effect
 
     @inlineCallbacks
     def test_nobody_comes_in_while_the_locks_were_never_read(self) -> Any:

@@ -212,25 +212,25 @@ class AskTests(ClientTestCase):
 
     async def test_a_lost_answer_is_asked_for_once_more_and_acts_once(self) -> None:
         begun: Deferred[None] = Deferred()
-        outer = self
+        answers: list[Deferred[Any]] = []
 
-        class Slow:
-            def __call__(self, actor: Any, wanted: Any, allowed: Any) -> Deferred[Any]:
-                outer.world.accounts.created += 1
-                answer: Deferred[Any] = Deferred()
-                outer.answer = answer
-                begun.callback(None)
-                return answer
+        def slow(actor: Any, wanted: Any, allowed: Any) -> Deferred[Any]:
+            self.world.accounts.created += 1
+            answers.append(Deferred())
+            begun.callback(None)
+            return answers[-1]
 
-        self.answer: Deferred[Any]
-        self.world.accounts.create_account = Slow()  # type: ignore[method-assign]
+        self.patch(self.world.accounts, "create_account", slow)
 
         async def act(client: Client) -> Any:
-            asking = Deferred.fromCoroutine(client.ask("POST", "/api/v1/accounts", body=ACCOUNT))
+            asking: Deferred[Any] = Deferred.fromCoroutine(
+                client.ask("POST", "/api/v1/accounts", body=ACCOUNT)
+            )
             # Whichever is first: a request that fails before it begins shall fail the test, not its patience.
-            await DeferredList([begun, asking], fireOnOneCallback=True, fireOnOneErrback=True)
+            either: list[Deferred[Any]] = [begun, asking]
+            await DeferredList(either, fireOnOneCallback=True, fireOnOneErrback=True)
             self.tracked.cut()
-            reactor.callLater(0, self.answer.callback, example("Account"))
+            reactor.callLater(0, answers[0].callback, example("Account"))
             return await asking
 
         reply = await self.with_client(act)
