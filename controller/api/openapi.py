@@ -16,8 +16,8 @@ The API of a Defender Fleet controller.
 
 Errors are `application/problem+json` (RFC 9457); `errors` names each wrong field by its JSON pointer. Lists
 come in parts: give `next` back as `cursor`. What changes a policy needs `If-Match` with the policy's etag. A
-POST with an `Idempotency-Key` may be sent again within ten minutes: it acts once and gets the same answer.
-Tokens go in the `Authorization` header and nowhere else.
+POST with an `Idempotency-Key` may be sent again within ten minutes while the controller runs: it acts once
+and gets the same answer. Tokens go in the `Authorization` header and nowhere else.
 """
 
 _PROBLEMS: Final[dict[int, str]] = {
