@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.children import TargetError
+from tests.bench.fleet.guards import Guards
 from tests.bench.fleet.herd import Herd
 from tests.bench.fleet.plant import Plant
 from tests.bench.fleet.population import populate
@@ -27,6 +28,7 @@ GROUPS: Final = {
     "push": "a policy of 100 KiB to everybody: CPU of the controller until the last ACK",
     "back": "everybody comes back after a restart of the controller: CPU for each",
     "policy": "a policy published in waves: until it is active on each of 1,000 defenders",
+    "lock": "a user is locked: until the stream of that user on each of 10 real defenders is cut",
     "ingest": "events of 50 defenders: how many are stored in a second",
 }
 """What ``--cases`` takes."""
@@ -37,7 +39,8 @@ class Effort:
     """How many and how often: `FULL`, or `QUICK` for a first look.
 
     `defenders` is the size of the fleet for memory, pushes and restarts, `followers` for policy changes,
-    `senders` for events, each of which sends `batches` of 200.
+    `senders` for events, each of which sends `batches` of 200. `guards` of the followers are real defenders,
+    with a stream through each.
     """
 
     repetitions: int
@@ -46,10 +49,11 @@ class Effort:
     followers: int
     senders: int
     batches: int
+    guards: int
 
 
-FULL: Final = Effort(3, 5000, 2, 1000, 50, 50)
-QUICK: Final = Effort(1, 500, 1, 200, 50, 10)
+FULL: Final = Effort(3, 5000, 2, 1000, 50, 50, 10)
+QUICK: Final = Effort(1, 500, 1, 200, 50, 10, 4)
 
 
 @contextlib.contextmanager
@@ -162,6 +166,17 @@ def policy_change(plant: Plant, herd: Herd, number: int) -> Figures:
         "published_s": published,
         "cpu_ms": (plant.cpu() - before) * 1e3 / herd.count,
     }
+
+
+def lock(guards: Guards) -> Figures:
+    """Lock the user of all streams."""
+    guards.open()
+    began = time.monotonic()
+    number = guards.lock()
+    answered = time.monotonic() - began
+    times = [each - began for each in guards.cut()]
+    guards.unlock(number)
+    return {"p50_s": at(times, 50), "p99_s": at(times, 99), "answered_s": answered}
 
 
 def ingest(plant: Plant, herd: Herd, senders: int, batches: int) -> Figures:

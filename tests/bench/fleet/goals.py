@@ -25,3 +25,5 @@ def _goals(medians: Mapping[str, Figures]) -> Iterator[Goal]:
         yield Goal(measure, ingest["events_s"], 20_000, 50_000, rising=True, digits=0)
     if policy := medians.get("policy"):
         yield Goal("policy change to active on 1,000 defenders, p99, s", policy["p99_s"], 2.0, 1.0)
+    if lock := medians.get("lock"):
+        yield Goal("lock to cut stream, 1,000 defenders, 10 streams, p99, s", lock["p99_s"], 1.0, 0.3)

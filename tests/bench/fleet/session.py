@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 from tests.bench.children import TargetError
 from tests.bench.fleet import cases
 from tests.bench.fleet.cases import Effort, Figures
+from tests.bench.fleet.guards import Guards
 from tests.bench.fleet.herd import Herd
 from tests.bench.fleet.plant import Plant
 from tests.bench.report import layout
@@ -19,6 +21,8 @@ from tests.bench.session import median
 
 LARGE = frozenset({"idle", "push", "back"})
 """Cases that share the large fleet."""
+FOLLOWERS = frozenset({"policy", "lock"})
+"""Cases that share the fleet of followers."""
 
 
 class FleetRun:
@@ -29,19 +33,19 @@ class FleetRun:
         self.groups = groups
         self.samples: dict[str, list[Figures]] = {}
         self.problems: dict[str, str] = {}
+        self._began = time.monotonic()
 
     def do(self, directory: Path) -> None:
         """Measure everything that was asked for."""
         if LARGE.intersection(self.groups):
             with self._noting("the large fleet"):
                 self._large(directory)
-        if "policy" in self.groups:
-            with self._noting("policy"):
-                self._policy(directory)
+        if FOLLOWERS.intersection(self.groups):
+            with self._noting("the followers"):
+                self._followers(directory)
         if "ingest" in self.groups:
             with self._noting("ingest"):
                 self._ingest(directory)
-        print(file=sys.stderr)
 
     def medians(self) -> dict[str, Figures]:
         """The median of every figure."""
@@ -53,6 +57,7 @@ class FleetRun:
         if "idle" in self.groups:
             with cases.fleet(directory, "alone", 0) as plant:
                 alone = plant.anonymous_kib()
+        self._say(f"a fleet of {effort.defenders} is made")
         with _stage(directory, "large", effort.defenders, effort.processes) as (plant, herd):
             self._take("first", partial(cases.joined, plant, herd))
             if "idle" in self.groups:
@@ -62,15 +67,26 @@ class FleetRun:
             for _ in range(effort.repetitions if "back" in self.groups else 0):
                 self._take("back", partial(cases.back, plant, herd))
 
-    def _policy(self, directory: Path) -> None:
-        count = self.effort.followers
-        with _stage(directory, "followers", count) as (plant, herd):
+    def _followers(self, directory: Path) -> None:
+        effort = self.effort
+        self._say(f"a fleet of {effort.followers} is made")
+        with _stage(directory, "followers", effort.followers) as (plant, herd):
             cases.joined(plant, herd)
-            for number in range(self.effort.repetitions):
+            for number in range(effort.repetitions if "policy" in self.groups else 0):
                 self._take("policy", partial(cases.policy_change, plant, herd, number))
+            if "lock" in self.groups:
+                # They let in who the policy allows.
+                plant.publish(
+                    "bench", plant.draft("bench", cases.policy_text(effort.repetitions)), waves=False
+                )
+                with Guards(plant, effort.guards) as guards:
+                    guards.start()
+                    for _ in range(effort.repetitions):
+                        self._take("lock", partial(cases.lock, guards))
 
     def _ingest(self, directory: Path) -> None:
         senders, batches = self.effort.senders, self.effort.batches
+        self._say(f"a fleet of {senders} is made")
         with _stage(directory, "senders", senders) as (plant, herd):
             cases.joined(plant, herd)
             for _ in range(self.effort.repetitions):
@@ -79,18 +95,22 @@ class FleetRun:
     def _take(self, case: str, measure: Callable[[], Figures]) -> None:
         with self._noting(case):
             taken = measure()
-            self.samples.setdefault(case, []).append(taken)
+            samples = self.samples.setdefault(case, [])
+            samples.append(taken)
+            self._say(f"{WORDS[case][0]}, {len(samples)}")
 
     @contextmanager
     def _noting(self, what: str) -> Iterator[None]:
         """Note why something cannot be measured; the others go on."""
-        mark = "."
         try:
             yield
         except TargetError as error:
             self.problems[what] = str(error)
-            mark = "!"
-        print(mark, end="", file=sys.stderr, flush=True)
+            self._say(f"{what} cannot be measured")
+
+    def _say(self, text: str) -> None:
+        """Say what is going on."""
+        print(f"{time.monotonic() - self._began:6.0f} s  {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -128,6 +148,14 @@ WORDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "last_s": "s until the last",
             "published_s": "s until the API answers",
             "cpu_ms": "ms of CPU each",
+        },
+    ),
+    "lock": (
+        "a user is locked",
+        {
+            "p50_s": "s until half of the streams are cut",
+            "p99_s": "s until p99",
+            "answered_s": "s until the API answers",
         },
     ),
     "ingest": (
