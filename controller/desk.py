@@ -14,7 +14,7 @@ from typing import Any, Final
 from typing import Protocol as Typed
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -52,6 +52,12 @@ from defender.contract.session import Expired, SessionError
 KEEP: Final = 30.0
 #: Seconds within which a defender comes back that the store could not answer for.
 AGAIN: Final = 30.0
+#: Seconds within which a defender does what it is asked for.
+ANSWER: Final = 30.0
+
+
+class AskError(Exception):
+    """A defender did not do what it was asked for; the text says why."""
 
 
 class Publisher(Typed):
@@ -108,6 +114,7 @@ class Desk(Service):
         self._version = version
         self._clock = clock
         self._unkept: dict[str, float] = {}
+        self._asked: dict[tuple[Visit, int], Deferred[Mapping[str, Any]]] = {}
         self._keeper = LoopingCall(self._keep)
         self._keeper.clock = reactor
 
@@ -143,6 +150,28 @@ class Desk(Service):
     def show(self, defender: str, frame: bytes) -> bool:
         """Send a snapshot; False if the defender is not there."""
         return self._say(defender, lambda session: session.show(frame))
+
+    def ask(self, defender: str, verb: str, arguments: Mapping[str, Any]) -> Deferred[Mapping[str, Any]]:
+        """Have a defender do something; gives its answer, or fails with AskError."""
+        visit = self.visits.get(defender)
+        if visit is None or visit.session is None:
+            return fail(AskError("it is not connected"))
+        try:
+            number, said = visit.session.command(self._reactor.seconds(), verb, arguments, ANSWER)
+        except SessionError as error:
+            return fail(AskError(str(error)))
+        asked = self._asked[visit, number] = Deferred()
+        visit.say(said)
+        return asked
+
+    def _answered(self, visit: Visit, number: int, answer: Mapping[str, Any] | AskError) -> None:
+        asked = self._asked.pop((visit, number), None)
+        if asked is None:
+            return
+        if isinstance(answer, AskError):
+            asked.errback(answer)
+        else:
+            asked.callback(answer)
 
     def _say(self, defender: str, what: Callable[[Any], Any], stream: str = "") -> bool:
         visit = self.visits.get(defender)
@@ -260,11 +289,15 @@ class Desk(Service):
                 self._commit(visit, serial)
             case Status(state):
                 self._database.write(defenders.keep_status, defender, state).addErrback(self._unkept_status)
-            case Result() | Expired():
-                pass  # nothing is asked of defenders yet
+            case Result(number, ok, _, detail, value):
+                self._answered(visit, number, value if ok else AskError(detail))
+            case Expired(number):
+                self._answered(visit, number, AskError("it has not answered in time"))
 
     def left(self, visit: Visit, code: str, detail: str) -> None:
         self.intake.left(visit)
+        for number in [number for its, number in self._asked if its is visit]:
+            self._answered(visit, number, AskError("it is gone"))
         identity = visit.identity
         if identity is None or self.visits.get(identity.identifier) is not visit:
             return

@@ -31,6 +31,7 @@ from controller.distribution import Distribution
 from controller.mode_stream import ModeStream
 from controller.pki.signing import SigningKeys
 from controller.policy_stream import PolicyStream
+from controller.publisher_recall import lock_again, recall
 from controller.publisher_snapshots import HOST_CODES, Snapshots
 from controller.publisher_steps import (
     ALL,
@@ -83,6 +84,9 @@ class Desk(Typed):
 
     def show(self, defender: str, frame: bytes) -> bool:
         """Send a snapshot; False if the defender is not there."""
+
+    def ask(self, defender: str, verb: str, arguments: Mapping[str, Any]) -> Deferred[Mapping[str, Any]]:
+        """Have a defender do something; gives its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +367,8 @@ class Publisher:
                         version=command.held.position.version,
                     )
                     self._tell(stream, command)
+                    if stream == LOCKS:
+                        self.spawn(self._take_back(command.defender, command.held))
                 case _:
                     self._dirty[stream, command.line] = None
                     self._bar(stream, command)
@@ -397,6 +403,29 @@ class Publisher:
             self.take(stream, distribution.reissued(asked.line, issued.release, self.now()))
         finally:
             # Last: who waits for the lock goes on inside of this.
+            self.lock.release()
+
+    async def _take_back(self, who: str, held: Held) -> None:
+        """Have locks that this store forgot in force again (`publisher_recall`)."""
+        try:
+            bundle, data = await recall(self._desk, who, held, self.issuer.keys.root)
+        except Exception as error:  # noqa: BLE001 - whatever it is: what is not proved changes nothing
+            self.log.error("locks: defender {who} does not prove its own: {why}", who=who, why=str(error))
+            return
+        await self.lock.acquire()
+        try:
+            stream = self.streams[LOCKS]
+            base = stream.state(ALL).base if ALL in stream.lines() else None
+            found = await self.database.write(lock_again, self.issuer, bundle, data, base)
+            if found is not None:
+                self.log.warn(
+                    "locks: version {version}, forgotten here, is taken back from defender {who}: {locks}",
+                    version=bundle.version,
+                    who=who,
+                    locks=", ".join(found[0]) or "nobody else is locked in it",
+                )
+                self.renewed([found[1]])
+        finally:
             self.lock.release()
 
     def spawn(self, work: Awaitable[None]) -> None:

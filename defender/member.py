@@ -7,6 +7,7 @@ was in force before is in force again before the first connection is made, contr
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ from defender.channel.joining import ask
 from defender.channel.service import ControllerLink, Uses
 from defender.channel.store import Member, MembershipError, MemberStore
 from defender.channel.tls import checked_endpoint, client_context
-from defender.contract.bundle import BundleError
+from defender.contract.bundle import PART, BundleError
 from defender.contract.contents import LocksContent, ModeContent, PolicyContent, TrustContent
 from defender.contract.errors import ContractError
 from defender.contract.identity import ROLE_CONTROLLER
@@ -233,7 +234,7 @@ class FleetMember(MultiService):
                 hello=self._hello,
                 pushed=bundles.offered,
                 snapshot=bundles.snapshot,
-                answer=self._host.answer,
+                answer=self._answer_command,
                 renewed=self._renewed,
                 state=self._host.state,
                 changed=lambda: None,
@@ -374,6 +375,26 @@ class FleetMember(MultiService):
                 self.log.warn("this host's clock is off by {seconds:.0f} s", seconds=seconds)
         if self.link is not None:
             self.link.report()
+
+    def _answer_command(self, command: Cmd) -> object:
+        return self._own_locks(command.arguments) if command.verb == "bundle" else self._host.answer(command)
+
+    def _own_locks(self, wanted: Mapping[str, Any]) -> object:
+        """A part of the bundle of locks in force: a controller that was restored may not know it any more."""
+        stream, offset = wanted.get("stream"), wanted.get("offset")
+        if stream != LOCKS or isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+            raise ContractError("only bundles of locks can be asked for, from an offset on")
+        assert self.bundles is not None
+        position = self.bundles.streams.status()[LOCKS].position
+
+        def read() -> Mapping[str, Any]:
+            data = self._bundle_store.envelope(LOCKS, position)
+            if data is None:
+                raise ContractError("no locks are in force here")
+            part = data[offset : offset + PART]
+            return {"size": len(data), "data": base64.b64encode(part).decode("ascii")}
+
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), read)
 
     def _in_thread(self, work: Callable[[], None]) -> Deferred[None]:
         """The disk may be slow: what is being served does not wait for it."""

@@ -38,7 +38,7 @@ SHELL_NAMES = words("""
     descriptor poll openssl
     watch forwarding trail
     folder disk recording joining host member steering desk founding front publisher publisher_orders
-    publisher_steps publisher_snapshots
+    publisher_steps publisher_snapshots publisher_recall
     follower https peer_tls syslog_tls announcements chores
 """)
 

@@ -47,6 +47,8 @@ EVERYONE: Final = "*"
 MAX_AUDIENCE: Final = 20_000
 #: Seconds by which the clocks of signer and defender may differ.
 SKEW: Final = 300
+#: Bytes of an envelope in one answer to the command `bundle` of the channel.
+PART: Final = 48 * 1024
 #: Seconds after which a bundle that nobody has confirmed counts as stale, unless it says otherwise.
 STALE_AFTER: Final = 24 * 3600
 LAST_SECOND: Final = 2**53

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from twisted.internet.defer import Deferred, succeed
+
 from controller.publisher import Publisher
-from defender.contract.bundle import NOWHERE, Position, open_envelope
+from defender.contract.bundle import NOWHERE, PART, Position, open_envelope
 from defender.contract.canonical import BundleError
 from defender.contract.contents import Content, read_content
 from defender.contract.envelope import BUNDLE_TYPE, read_envelope, split_envelopes, verify
@@ -60,6 +63,9 @@ class FakeDesk:
         self.queue: list[tuple[Host, str, int, Sequence[bytes]]] = []
         self.frames: list[Sequence[bytes]] = []
         self.silent: set[str] = set()
+        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.lies: dict[str, Any] = {}
+        """What hosts answer in place of the truth."""
         self._first = first_root(split_envelopes(chain, MAX_ROOTS)[0])
 
     def host(self, name: str) -> Host:
@@ -105,6 +111,12 @@ class FakeDesk:
         else:
             host.mark = host.mark.take(snapshot, host.root, snapshot.time)
         return True
+
+    def ask(self, defender: str, verb: str, arguments: Mapping[str, Any]) -> Deferred[Mapping[str, Any]]:
+        self.asked.append((defender, verb, dict(arguments)))
+        data = self.hosts[defender].signed.get(arguments["stream"], b"")
+        part = data[arguments["offset"] :][:PART]
+        return succeed({"size": len(data), "data": base64.b64encode(part).decode(), **self.lies})
 
     # -- what hosts answer
 

@@ -18,7 +18,7 @@ from twisted.trial.unittest import TestCase
 
 from controller.channel.service import Reception
 from controller.channel.tls import channel_context
-from controller.desk import Desk
+from controller.desk import AskError, Desk
 from controller.pki.enrollment import Enrollment
 from controller.pki.kept import add_token
 from controller.pki.registry import Notice, Office
@@ -299,6 +299,32 @@ class DeskTests(DeskCase):
         await self.until(lambda: defender not in self.desk.visits)
         self.assertIsNotNone(self.desk.last_heard(defender))
         self.assertIsNone(self.desk.last_heard("nobody"))
+
+    async def test_a_defender_is_asked_and_whatever_becomes_of_it_is_told(self) -> None:
+        member = await self.joined("web1")
+        defender = self.identifier(member)
+        self.assertEqual(await self.desk.ask(defender, "status", {}), {"verb": "status"})
+        for arguments, why in (
+            ({"stream": "locks", "offset": 0}, "no locks are in force here"),
+            ({"stream": "policy", "offset": 0}, "only bundles of locks"),
+            ({"stream": "locks", "offset": -1}, "only bundles of locks"),
+            ({}, "only bundles of locks"),
+        ):
+            self.assertIn(why, await self.refusal(self.desk.ask(defender, "bundle", arguments)))
+        self.assertIn("not connected", await self.refusal(self.desk.ask("nobody", "status", {})))
+        asked = [self.desk.ask(defender, "status", {}) for _ in range(65)]
+        self.assertIn("commands wait", await self.refusal(asked.pop()))
+        self.desk.cut(defender, "removed")
+        for each in asked:
+            self.assertIn("it is gone", await self.refusal(each))
+
+    async def refusal(self, asked: Deferred[Any]) -> str:
+        """Why a defender did not do it."""
+        try:
+            await asked
+        except AskError as error:
+            return str(error)
+        self.fail("it was done")
 
     async def test_who_was_removed_or_locked_is_not_welcome(self) -> None:
         member = await self.joined("web1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,7 +25,7 @@ from controller.pki.signing import SigningKeys
 from defender.audit.journal import Journal
 from defender.bundles.store import BundleStore
 from defender.channel.store import MemberStore
-from defender.contract.bundle import Bundle, sign_bundle
+from defender.contract.bundle import PART, Bundle, open_envelope, sign_bundle
 from defender.contract.contents import locks_content, mode_content, policy_content, trust_content
 from defender.contract.envelope import split_envelopes
 from defender.contract.errors import ContractError
@@ -32,7 +33,7 @@ from defender.contract.join import read_csr
 from defender.contract.join_token import JoinToken
 from defender.contract.locks import LockSet, make_lock
 from defender.contract.message_bytes import push_frames, snapshot_frame
-from defender.contract.messages import Ack, Cmd, Commit, Hello, Message, Nack, Renew
+from defender.contract.messages import Ack, Cmd, Commit, Hello, Message, Nack, Renew, Result
 from defender.contract.session import Expired
 from defender.contract.snapshot import Snapshot, sign_snapshot
 from defender.member import LOOK, FleetMember
@@ -334,6 +335,32 @@ class MemberTests(TestCase):
         await self.stop()
         kinds = [each["kind"] for each in events_in(self.state / "audit")]
         self.assertGreaterEqual(kinds.count("policy") + kinds.count("bundle"), 3)
+
+    async def test_the_locks_in_force_are_given_back_as_they_were_signed(self) -> None:
+        await self.joined()
+        self.controller.push_trust(self.controller.rules.pki.fleet)
+        many = [make_lock("user", f"user number {each} of this test") for each in range(1000)]
+        self.controller.push("locks", locks_content(many))
+        await self.until(lambda: len(self.controller.of(Ack)) == 2)
+        visit = self.controller.visits[-1]
+        assert visit.session is not None
+        data, size = b"", 1
+        while len(data) < size:
+            _, said = visit.session.command(
+                reactor.seconds(), "bundle", {"stream": "locks", "offset": len(data)}, 30.0
+            )
+            self.controller.said.clear()
+            visit.say(said)
+            await self.until(lambda: self.controller.of(Result))
+            (result,) = self.controller.of(Result)
+            self.assertTrue(result.ok, result.detail)
+            size = result.value["size"]
+            data += base64.b64decode(result.value["data"])
+        self.assertGreater(size, PART)
+        bundle = open_envelope(
+            data, self.controller.keys.root, stream="locks", defender="", agent_version="1.0", now=None
+        )
+        self.assertEqual(len(bundle.content["locks"]), 1000)
 
     async def test_what_is_no_member_says_what_to_do(self) -> None:
         member, host = self.member()
