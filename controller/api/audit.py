@@ -88,6 +88,12 @@ async def chains(call: Call) -> Answer:
     return Answer(await call.ports.audit.chains(call.page))
 
 
+async def verify(call: Call) -> None:
+    """Whether the events are those that were stored."""
+    with call.streams.place(call.actor.user):
+        await call.streams.lines(call.request, call.ports.audit.verify(call.query.get("day", "")))
+
+
 async def sinks(call: Call) -> Answer:
     """Where events are forwarded to."""
     return Answer(await call.ports.audit.sinks())
@@ -176,6 +182,17 @@ ROUTES: Final = (
         chains,
         query=PAGING,
         answer=shapes.CHAIN_PAGE,
+    ),
+    Route(
+        "GET",
+        "/api/v1/audit/verification",
+        "verify_events",
+        "Compute the chains of all stored events again, or of a day's: lines of how far, and what is wrong.",
+        "audit.read",
+        verify,
+        query={"day": shapes.DAY},
+        media=("application/x-ndjson",),
+        streams=True,
     ),
     Route(
         "GET",

@@ -254,6 +254,7 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
     "EventPage": {"items": [_STORED_EVENT], "next": "1795299183402000.4711"},
     "ChainPage": _page(_CHAIN),
     "SinkPage": _page(_SINK),
+    "Verified": {"day": "2026-11-21", "events": 4711, "done": True, "problems": []},
     "Liveness": {"alive": True},
     "Readiness": {"ready": True, "checks": [_CHECK]},
     "FleetStatus": {

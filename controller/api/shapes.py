@@ -497,6 +497,17 @@ CHAIN: Final = Record(
     },
 )
 CHAIN_PAGE: Final = page("ChainPage", CHAIN)
+DAY: Final = Text(10, pattern=r"[0-9]{4}-[0-9]{2}-[0-9]{2}", meaning="a day such as 2026-11-21")
+VERIFIED: Final = Record(
+    "Verified",
+    {
+        "day": DAY,
+        "events": COUNT,
+        "done": Flag("Whether that is all of the day."),
+        "problems": ListOf(SHORT, 1000),
+    },
+    about="How far the stored events of a day were looked at, and what is wrong since the line before.",
+)
 SINK: Final = Record(
     "Sink",
     {

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -400,3 +400,30 @@ class Streams:
             await writer.cut()
         finally:
             writer.end()
+
+    async def lines(self, request: Request, documents: AsyncIterator[Mapping[str, Any]]) -> None:
+        """Write objects as lines of JSON, and end; on trouble the connection is cut instead.
+
+        What goes wrong before the first of them is still answered as a problem.
+        """
+        async with aclosing(_closable(documents)) as found:
+            first = await anext(found, None)
+            writer = StreamWriter(request, self.clock, self.limits.stall)
+            writer.begin("application/x-ndjson")
+            try:
+                document = first
+                while document is not None:
+                    writer.write(_json(document) + b"\n")
+                    await self._until(writer.drained())
+                    if self._stopping:
+                        raise StalledError
+                    document = await anext(found, None)
+            except (StalledError, PortError):
+                await writer.cut()
+            finally:
+                writer.end()
+
+
+async def _closable(documents: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[Mapping[str, Any], None]:
+    async for document in documents:
+        yield document

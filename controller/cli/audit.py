@@ -282,7 +282,8 @@ def tail(
 
 
 @audit.command(
-    epilog="\b\nExamples:\n  defenderctl audit verify\n  defenderctl audit verify --spool /mnt/copy/audit"
+    epilog="\b\nExamples:\n  defenderctl audit verify\n  defenderctl audit verify --spool /mnt/copy/audit\n"
+    "  defenderctl audit verify --fleet --day 2026-11-21"
 )
 @click.option(
     "--spool",
@@ -290,13 +291,32 @@ def tail(
     type=click.Path(path_type=Path),
     help="Read this directory, or this one segment, instead of the defender's spool.",
 )
+@click.option(
+    "--fleet", is_flag=True, help="What the controller has stored, where you are signed in, instead."
+)
+@click.option("--day", metavar="DAY", help="With a fleet: of this day only, such as 2026-11-21.")
 @json_option
 @state_option
-def verify(spool: Path | None, as_json: bool, state: Path) -> None:
+@click.pass_context
+def verify(
+    ctx: click.Context, spool: Path | None, fleet: bool, day: str | None, as_json: bool, state: Path
+) -> None:
     """Walk the whole spool: every checksum, the hash chain, and whether events are missing.
+
+    Of this host or of the fleet as `audit tail` does it. The controller computes the chains of all events
+    that it keeps again; what its defenders told to be missing is told by events, and no fault of its store.
 
     Exit code 1: something is missing, damaged or altered.
     """
+    if (fleet or day) and spool is not None:
+        raise click.UsageError("--spool is about this host; it does not go with --fleet and --day")
+    said = spool is not None or ctx.get_parameter_source("state") is not ParameterSource.DEFAULT
+    if fleet or day or (not said and login_file(os.environ).exists()):
+        from controller.cli.fleet_verify import verify_fleet  # it imports Twisted
+
+        if not verify_fleet(day or "", as_json=as_json):
+            sys.exit(1)
+        return
     files = _files(spool, state)
     with _reading_of(files.path):
         good = verify_spool(files, as_json=as_json)

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Final
 
-from controller.api.ports import AuditWish, Batch, InvalidError, Json, NotFoundError, PageWish, Positioned
+from controller.api.ports import (
+    AuditWish,
+    Batch,
+    ConflictError,
+    InvalidError,
+    Json,
+    NotFoundError,
+    PageWish,
+    Positioned,
+)
 from controller.api.schema import Fault
 from controller.api.shapes import moment
 from controller.ports.ledger import Ledger, answered
@@ -18,9 +27,13 @@ from controller.store.errors import StoreError
 from controller.store.events import EventStore
 from controller.store.query import Query, Stored, check_query
 from controller.store.trail import AGENT, CONTROLLER
+from controller.store.verification import Walk
 from defender.contract.spool import MAX_SEQ
 
 _POSITION: Final = re.compile(r"(?:0|[1-9][0-9]{0,18})")
+MOST_PROBLEMS: Final = 1000
+"""That are told of one part of a day."""
+
 _PLACE: Final = re.compile(r"[0-9]{1,19}\.[0-9]{1,19}")
 
 
@@ -38,6 +51,7 @@ class Audit:
         self._ledger = ledger
         self._events = events
         self._sinks = sinks
+        self._verifying = False
 
     async def search(self, wanted: AuditWish, newest_first: bool, page: PageWish) -> Json:
         """`EventPage`. One may be empty and not the last, since a page looks at so many events at most."""
@@ -101,6 +115,24 @@ class Audit:
         return part(
             self._events.cursors(), page, key=lambda entry: f"{entry[0]} {entry[1].epoch:016x}", show=show
         )
+
+    async def verify(self, day: str) -> AsyncIterator[Json]:
+        """`Verified`."""
+        files = [(number, each) for number, each in self._events.files if day in ("", each)]
+        if not files:
+            raise NotFoundError(f"no events of {day} are kept")
+        if self._verifying:
+            raise ConflictError("the events are being verified already; wait for that to end")
+        self._verifying = True
+        try:
+            for number, each in files:
+                walk = Walk()
+                while not walk.is_done:
+                    problems = await answered(self._events.verify(number, walk))
+                    shown = [problem[:1000] for problem in problems[:MOST_PROBLEMS]]
+                    yield {"day": each, "events": walk.events, "done": walk.is_done, "problems": shown}
+        finally:
+            self._verifying = False
 
     async def sinks(self) -> Json:
         """`SinkPage`."""

@@ -27,6 +27,7 @@ from controller.store.ingest import Day
 from controller.store.query import Aside, Page, Query, Stored
 from controller.store.readers import Readers
 from controller.store.search import Searcher
+from controller.store.verification import Walk
 from controller.store.writer import WriterThread
 
 FOLDER: Final = "events"
@@ -206,9 +207,18 @@ class EventStore:
         """Batches that were put aside on a day, at most 100 behind the number `after`."""
         return self._readers.call(self._searcher.aside, day, after)
 
-    def verify(self, day: str) -> Deferred[list[str]]:
-        """What is wrong with the chains of a day as they are stored, for people. Reads all of it."""
-        return self._readers.call(self._searcher.verify, day)
+    @property
+    def files(self) -> tuple[tuple[int, str], ...]:
+        """The number and the day of each file of events, oldest first; a day has several if a clock was set
+        back."""
+        return tuple((file.number, file.day) for file in self._days.files)
+
+    def verify(self, number: int, walk: Walk, budget: int = 20_000) -> Deferred[list[str]]:
+        """What is wrong with the chains of a file as they are stored, for people: of about so many events.
+
+        To be called with the same `walk` until that is done.
+        """
+        return self._readers.call(self._searcher.verify, number, walk, budget)
 
     def backup(self, directory: Path) -> Deferred[list[str]]:
         """Copy the files of all days, consistent, while they are in use; gives their names.

@@ -19,7 +19,7 @@ from controller.store.days import DayFile, Days
 from controller.store.open_files import OpenFiles
 from controller.store.query import Aside, Page, Query, Stored, check_query
 from controller.store.reading import Place, Reading
-from controller.store.verification import broken_chains
+from controller.store.verification import Walk
 from defender.contract.spool import MAX_SEQ
 
 #: Events that one call looks at: entries of the index, and those that have to be opened.
@@ -191,16 +191,22 @@ class Searcher:
                 found.append(Aside(number, received, defender, agent, int.from_bytes(epoch), *rest))
         return found
 
-    def verify(self, day: str) -> list[str]:
-        """What is wrong with the chains of a day, for people."""
-        found: list[str] = []
-        for connection in self._of(day):
+    def verify(self, number: int, walk: Walk, budget: int) -> list[str]:
+        """What is wrong with the next events of the file of this number, for people; about `budget` of them.
+
+        A file that retention has removed is at its end.
+        """
+        with self._open.use():
+            file = next((each for each in self._days.files if each.number == number), None)
+            connection = None if file is None else self._open.find(file)
+            if connection is None:
+                walk.is_done = True
+                return []
             connection.execute("BEGIN")
             try:
-                found.extend(broken_chains(connection))
+                return list(walk.proceed(connection, budget))
             finally:
                 connection.execute("ROLLBACK")
-        return found
 
     def copy(self, directory: Path) -> list[str]:
         """Copy all files, the newest one first: it has the cursors."""

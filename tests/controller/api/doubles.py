@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -307,6 +307,9 @@ class FakeAudit:
         self.wishes: list[AuditWish] = []
         self.trouble: Exception | None = None
         self.asked = 0
+        self.verified: list[dict[str, Any]] = [
+            {**example("Verified"), "done": done} for done in (False, True)
+        ]
         self._waiting: list[tuple[int, Deferred[None]]] = []
 
     def add(self, *events: dict[str, Any]) -> None:
@@ -369,6 +372,13 @@ class FakeAudit:
     def chains(self, page: PageWish) -> Deferred[Json]:
         """One."""
         return given("ChainPage")
+
+    async def verify(self, day: str) -> AsyncIterator[Json]:
+        """Two lines, unless it is told what to say."""
+        if day == "1999-12-31":
+            raise NotFoundError("no events of 1999-12-31 are kept")
+        for line in self.verified:
+            yield line
 
     def sinks(self) -> Deferred[Json]:
         """One."""

@@ -243,3 +243,30 @@ class TailTests(AuditTestCase):
         told = self.good("audit", "tail", "--after", "1")
         self.assertIn("3 events are no longer kept", told)
         self.assertIn("audit_gap", told)
+
+
+class VerifyTests(AuditTestCase):
+    """`defenderctl audit verify` of a fleet."""
+
+    def test_all_is_well(self) -> None:
+        told = self.good("audit", "verify", "--fleet")
+        self.assertRegex(told, r"2026-11-21 +4711 +ok")
+        shown = json.loads(self.good("audit", "verify", "--fleet", "--json"))
+        self.assertEqual(shown, {"days": [{"day": "2026-11-21", "events": 4711, "problems": []}], "ok": True})
+
+    def test_what_is_wrong_is_told_and_is_the_exit_code(self) -> None:
+        problem = "defender web1, epoch 7f: 1 of the events 4 to 6 are gone"
+        self.audit.verified[0]["problems"] = [problem]
+        told = self.run_command("audit", "verify", "--fleet")
+        self.assertEqual(told.exit_code, 1)
+        self.assertRegex(told.stdout, r"2026-11-21 +4711 +1 problems")
+        self.assertIn(f"2026-11-21: {problem}\n", told.stdout)
+
+    def test_an_answer_without_its_end_is_no_good_news(self) -> None:
+        del self.audit.verified[1]
+        self.assertIn("did not get to the end", self.bad("audit", "verify", "--fleet"))
+
+    def test_a_day_that_is_not_kept(self) -> None:
+        said = self.bad("audit", "verify", "--day", "1999-12-31")
+        self.assertIn("no events of 1999-12-31 are kept", said)
+        self.assertIn("does not go with", self.bad("audit", "verify", "--fleet", "--spool", "x", code=2))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from twisted.internet.defer import CancelledError, inlineCallbacks
+from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks
 
-from controller.api.ports import AuditWish, InvalidError
+from controller.api.ports import AuditWish, ConflictError, InvalidError
 from controller.ports.audit import Audit
 from controller.sinks.delivery import Standing
 from controller.sinks.overview import SinkState
@@ -142,3 +143,35 @@ class Chains(AuditCase):
         self.sinks = [SinkState("siem", "syslog", Standing(None, 0, 0, 0, 0.0, "refused"), 7)]
         (shown,) = items((yield self.ask("GET", f"{PATH}/sinks", token=session)))
         self.assertEqual((shown["state"], shown["lag_events"]), ("failing", 7))
+
+
+class Verifications(AuditCase):
+    @inlineCallbacks
+    def test_what_is_stored_is_as_it_was(self) -> Steps[None]:
+        session = yield self.admin()
+        yield self.store(5)
+        reply = yield self.ask("GET", f"{PATH}/verification", token=session)
+        lines = [json.loads(line) for line in reply.body.splitlines()]
+        self.assertEqual((reply.status, lines[-1]["day"], lines[-1]["done"]), (200, "2026-11-22", True))
+        self.assertGreaterEqual(lines[-1]["events"], 5)
+        self.assertEqual([line["problems"] for line in lines if line["problems"]], [])
+        none = yield self.ask("GET", f"{PATH}/verification?day=1999-12-31", token=session)
+        self.assertEqual((none.status, none.json["detail"]), (404, "no events of 1999-12-31 are kept"))
+
+    @inlineCallbacks
+    def test_one_at_a_time_and_an_end_lets_the_next_one_begin(self) -> Steps[None]:
+        yield self.store(5)
+        first = self.audit.verify("")
+        yield Deferred.fromCoroutine(_next(first))
+        with self.assertRaises(ConflictError):
+            yield Deferred.fromCoroutine(_next(self.audit.verify("")))
+        yield Deferred.fromCoroutine(_closed(first))
+        yield Deferred.fromCoroutine(_next(self.audit.verify("")))
+
+
+async def _next(lines: Any) -> Any:
+    return await anext(lines)
+
+
+async def _closed(lines: Any) -> None:
+    await lines.aclose()
