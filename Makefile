@@ -34,7 +34,7 @@ test: python
 	@$(PYTHON) -m deploy.prepare --extra test test
 	@# One run tells everything: the tests run whatever the linters found.
 	@linted=0; $(MAKE) --no-print-directory linted || linted=$$?; \
-	$(UNSET) .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses=4 --dist loadfile $(PYTEST) && exit $$linted
+	$(UNSET) .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses=4 --dist loadfile --durations 20 $(PYTEST) && exit $$linted
 
 lint: python
 	@$(PYTHON) -m deploy.prepare --extra test lint
