@@ -13,7 +13,7 @@ from tests.system.hosts.fleet_case import BUILDER, FleetCase
 from tests.system.hosts.host import Host
 from tests.system.hosts.load import Load
 
-ENOUGH = 30
+ENOUGH = 20
 HOUR = 3600
 NEWER = POLICY.replace("builders_rule", "newer_rule").replace('"image_*", ', "")
 

@@ -13,11 +13,12 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from controller.store.verification import broken_chains
+from controller.store.verification import Walk
 from deploy.processes import wait_until
 from tests.engine.guarded import Event
 from tests.system.hosts.fleet import FleetController, FleetDefender, Json
@@ -171,7 +172,7 @@ def _store(controller: FleetController) -> Iterator[str]:
     yield from (f"the store put {path.name} aside" for path in copy.glob("*.bad*"))
     for path in sorted(copy.glob("*.db")):
         with contextlib.closing(sqlite3.connect(path)) as connection:
-            yield from broken_chains(connection)
+            yield from Walk().proceed(connection, sys.maxsize)
             (aside,) = connection.execute("SELECT count(*) FROM quarantine").fetchone()
             if aside:
                 yield f"{path.name}: {aside} batches were put aside"
