@@ -257,8 +257,9 @@ class AuditSettings:
         metadata=about(
             choice("rotate", "refuse"),
             "What happens at `max_bytes`: `rotate` removes the oldest segment, and an event says which "
-            "sequence numbers went with it; `refuse` removes nothing: the last 5 percent are for denials, "
-            "locks and the administration, and then nothing is recorded until somebody makes room.",
+            "sequence numbers went with it; `refuse` removes nothing but what a controller has stored: the "
+            "last 5 percent are for denials, locks and the administration, and then nothing is recorded "
+            "until there is room.",
             default="rotate",
             fixed=True,
         )

@@ -146,6 +146,10 @@ class Journal(Recording):
         """The segments in order, the present epoch, and the last number of it that is certainly on disk."""
         return self._spool.segments, self._spool.epoch, self._spool.durable_seq
 
+    def delivered(self, epoch: int, seq: int) -> None:
+        """The controller has all records up to this one: they may make room."""
+        self._spool.delivered(epoch, seq)
+
     def disputes(self, epoch: int, seq: int, chain: bytes) -> bool:
         """Whether the last record that the controller has of us, which is this, cannot be in this spool.
 

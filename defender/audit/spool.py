@@ -15,8 +15,8 @@ Invariants:
   which begins with the first record that was not known to be on disk. A segment without any such record is
   replaced by the new one, which has its name; others give back the room that they do not need, so that a
   disk that fails again and again does not fill the spool with empty segments and push out what is old.
-* Nothing but `max_bytes` ever makes an old segment go, and only if `refuse` is not set. A disk that is full
-  because of others is a failure, not a reason to forget.
+* Nothing but `max_bytes` ever makes an old segment go, and if `refuse` is set, only one that was delivered. A
+  disk that is full because of others is a failure, not a reason to forget.
 * A number is never given twice within an epoch, and none is left out: what is dropped before `add` has none,
   and a gap event says how many there were.
 
@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import pairwise
 from typing import Final
 
 from defender.audit.commands import (
@@ -99,7 +100,8 @@ class Spool:
         boot: the host's boot id, for the headers.
         segment_bytes: size of a segment.
         max_bytes: what all segments together may take, the one that is prepared included.
-        refuse: at `max_bytes` take nothing more, instead of removing the oldest segment.
+        refuse: at `max_bytes` take nothing more, instead of removing the oldest segment; one that the
+            controller has all of may go.
     """
 
     def __init__(self, agent: str, boot: str, *, segment_bytes: int, max_bytes: int, refuse: bool) -> None:
@@ -123,6 +125,7 @@ class Spool:
         self._segment_bytes = segment_bytes
         self._max_bytes = max_bytes
         self._refuse = refuse
+        self._delivered = (0, 0)
         self._chain = b""
         self._tail: Tail | None = None
         self._spare = False
@@ -180,6 +183,12 @@ class Spool:
         self._chain = self.durable_chain = first_chain(self._agent, epoch)
         self._tail = None
         self.is_fresh = True
+
+    def delivered(self, epoch: int, seq: int) -> None:
+        """The controller has all records up to this one, of earlier epochs too."""
+        self._delivered = (epoch, seq)
+        if self.pressure is not Pressure.FULL:
+            self._press(full=False)
 
     def add(self, payloads: Sequence[bytes], micros: int) -> tuple[int, list[Command]]:
         """Give records their numbers and bring them to disk; only in state *ready*.
@@ -378,9 +387,9 @@ class Spool:
         over -= sum(segment.size for segment in self.segments if segment.name == name)
         names: list[str] = []
         current = self._tail.name if self._tail is not None else ""
+        if self._refuse and over > sum(segment.size for segment in self.segments[: self._given_away()]):
+            return None
         while over > 0:
-            if self._refuse:
-                return None
             oldest = self.segments[0] if self.segments else None
             if oldest is None or oldest.name in (current, name) or self._holds_unsynced(oldest):
                 break  # a limit that was made smaller than what is in use
@@ -389,6 +398,21 @@ class Spool:
             names.append(oldest.name)
             over -= oldest.size
         return names
+
+    def _given_away(self) -> int:
+        """How many of the segments the controller has all of; the one that is written to is none of them."""
+        epoch, seq = self._delivered
+        count = 0
+        for number, (segment, following) in enumerate(pairwise(self.segments), 1):
+            if segment.epoch != epoch:
+                # Of an earlier epoch, if one of this epoch comes after it.
+                whole = any(each.epoch == epoch for each in self.segments[number:])
+            else:
+                whole = following.epoch == epoch and following.first_seq - 1 <= seq
+            if not whole:
+                break
+            count = number
+        return count
 
     def _range(self, index: int) -> Removed:
         """What a segment holds, as far as the next one tells."""
@@ -435,7 +459,7 @@ class Spool:
         if not self._refuse:
             return
         tail = self._tail
-        used = sum(segment.size for segment in self.segments)
+        used = sum(segment.size for segment in self.segments[self._given_away() :])
         used -= tail.capacity - tail.offset if tail is not None else 0
         if full:
             self.pressure = Pressure.FULL

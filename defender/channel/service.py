@@ -52,6 +52,9 @@ class Spool(Typed):
     def disputes(self, epoch: int, seq: int, chain: bytes) -> bool:
         """Whether the controller's last record of us cannot be one of these; a new epoch begins then."""
 
+    def delivered(self, epoch: int, seq: int) -> None:
+        """The controller has all records up to this one."""
+
     def fetch(self, name: str, offset: int, size: int, took: Callable[[bytes | None], object]) -> None:
         """Read bytes of a segment."""
 
@@ -228,6 +231,8 @@ class ControllerLink(Service):
             batch = self._in_flight.popleft()
             self.shipped += batch.count
             self.cursor = Cursor(batch.epoch, batch.last_seq, batch.chain)
+        if self.cursor is not None:
+            self._spool.delivered(*self.cursor[:2])
         self._ship()
 
     def asked(self, command: Cmd) -> None:

@@ -308,6 +308,34 @@ class Refusal(SpoolCase):
         self.assertGreater(taken, 100)
         self.assertEqual(self.folder.numbers(), list(range(1, taken + 1)))
 
+    def test_what_was_delivered_makes_room(self) -> None:
+        while self.spool.pressure is Pressure.NONE:
+            self.add(1, 60)
+        first, second, third = (segment.first_seq for segment in self.spool.segments[:3])
+        self.spool.delivered(EPOCH, third - 2)
+        self.assertIs(self.spool.pressure, Pressure.NONE)
+        while self.spool.pressure is not Pressure.FULL:
+            self.add(1, 60)
+        # All of the first two but the last record of the second are the controller's.
+        self.assertEqual([each.first_seq for each in self.spool.removed], [first])
+        self.assertEqual(self.spool.first_seq, second)
+        self.assertEqual(self.timers, [Retry(LONGEST_RETRY)])
+        self.spool.delivered(EPOCH, self.spool.durable_seq)
+        self.work(self.spool.retry())
+        self.assertEqual(self.add(1, 60), 1)
+        self.assertGreaterEqual(self.spool.first_seq, third)
+
+    def test_earlier_epochs_were_delivered_before_this_one(self) -> None:
+        while len(self.spool.segments) < 3:
+            self.add(1, 60)
+        self.spool.begin_epoch(EPOCH + 1)
+        while self.spool.pressure is not Pressure.FULL:
+            self.add(1, 60)
+        self.spool.delivered(EPOCH + 1, 1)
+        self.work(self.spool.retry())
+        self.assertEqual(self.add(1, 60), 1)
+        self.assertEqual({each.epoch for each in self.spool.removed}, {EPOCH})
+
 
 class Failure(SpoolCase):
     def third(self) -> Commit:

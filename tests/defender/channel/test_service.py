@@ -77,6 +77,9 @@ class SpoolInMemory(Files):
         self.moved: Callable[[], object] = lambda: None
         self.begin_epoch(7)
 
+    def delivered(self, epoch: int, seq: int) -> None:
+        self.given_away = (epoch, seq)
+
     def disputes(self, epoch: int, seq: int, chain: bytes) -> bool:
         return (epoch, seq) > (self.epoch, self.durable)
 
@@ -181,6 +184,8 @@ class ShippingTests(LinkCase):
             self.assertGreater(len(self.stored()), before)
         self.assertEqual(self.stored(), self.spool.made)
         self.assertEqual(self.link.cursor[1] if self.link.cursor else 0, self.link.shipped)
+        # What is stored there may make room here.
+        self.assertEqual(self.spool.given_away, (7, self.link.shipped))
 
     def test_a_new_session_goes_on_behind_what_is_stored(self) -> None:
         self.spool.commit(10)
