@@ -23,6 +23,10 @@ from defender.contract.locks import DEFENDER, KINDS, make_lock
 
 ROOT: Final = "/api/v1/locks"
 
+#: Seconds that connected defenders are given before the numbers are shown, and between two looks.
+PATIENCE: Final = 5.0
+POLL: Final = 0.1
+
 
 @click.group()
 def lock() -> None:
@@ -93,12 +97,20 @@ def add(
     reason: str,
     as_json: bool,
 ) -> None:
-    """Lock somebody or something out. Who is locked already stays so."""
+    """Lock somebody or something out. Who is locked already stays so.
+
+    Waits up to five seconds for the defenders that are connected; who is not, or takes longer, follows.
+    """
     wanted = _chosen(issuer, user=user, group=group, serial=serial, defender=defender)
 
     async def act(client: Client) -> tuple[int, Any]:
         reply = await client.ask("POST", ROOT, body={**wanted, "reason": reason})
-        return reply.status, reply.document
+        made, begun = reply.document, client.seconds()
+        while made is not None and made["counts"]["waiting"] and client.seconds() - begun < PATIENCE:
+            await client.pause(POLL)
+            here = [each async for each in client.pages(ROOT) if each["id"] == made["id"]]
+            made = here[0] if here else None
+        return reply.status, made or reply.document
 
     status, made = with_controller(act)
     if as_json:

@@ -80,6 +80,21 @@ class LockTests(FleetTestCase):
         again = self.good("lock", "add", "--user", "bruce@example.com", "--reason", "laptop lost")
         self.assertIn("Locked already", again)
 
+    def test_the_numbers_are_those_after_a_moment(self) -> None:
+        waiting = {**example("Lock"), "counts": {**example("Lock")["counts"], "acked": 0, "waiting": 1}}
+        answers = [waiting, waiting, {**waiting, "counts": {**waiting["counts"], "acked": 1, "waiting": 0}}]
+        seen: list[Any] = []
+
+        def locks(page: Any) -> Any:
+            seen.append(page)
+            return succeed({"items": [answers[min(len(seen), 2)]], "next": None})
+
+        self.patch(self.world.fleet, "locks", locks)
+        self.patch(self.world.fleet, "add_lock", lambda actor, wanted: succeed((waiting, True)))
+        told = self.good("lock", "add", "--user", "bruce@example.com")
+        self.assertIn("1 of 1 defender have it", told)
+        self.assertEqual(len(seen), 2)
+
     def test_a_certificate(self) -> None:
         document = json.loads(self.good("lock", "add", "--serial", "0A1B", "--issuer", "CN=x", "--json"))
         self.assertEqual(document["id"], example("Lock")["id"])
