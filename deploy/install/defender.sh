@@ -223,6 +223,9 @@ logged() {
     fi
 }
 
+# In a folder that is being made by this script.
+begun=.begun-by-the-installer
+
 # Puts the program into a folder of its own, `id` below $PROGRAM.
 install_program() {
     if [ -n "$dry" ]; then
@@ -233,8 +236,10 @@ install_program() {
     fi
     digest=$(cat "$wheel" "$wheels/constraints.txt" 2>/dev/null | sha256sum | cut -c 1-64)
     id=$version
-    # Another build of the same version stands beside it: what runs is never changed in place.
-    if [ -f "$PROGRAM/$id/installed" ] && [ "$(cat "$PROGRAM/$id/installed")" != "$digest" ]; then
+    # Another build of the same version stands beside it: what runs is never changed in place. So does what
+    # somebody else has put there, such as a controller.
+    if [ -e "$PROGRAM/$id" ] && [ ! -f "$PROGRAM/$id/$begun" ] &&
+        [ "$(cat "$PROGRAM/$id/installed" 2>/dev/null)" != "$digest" ]; then
         id="$version-$(printf %s "$digest" | cut -c 1-8)"
     fi
     new="$PROGRAM/$id"
@@ -243,8 +248,13 @@ install_program() {
         return
     fi
     step "Putting version $version into $new"
+    if [ -e "$new" ] && [ ! -f "$new/$begun" ]; then
+        fail "$new is there and is none of ours: move it away"
+    fi
     rm -rf "$new"
     made=$new
+    mkdir -p "$new"
+    : >"$new/$begun"
     logged clean "$python" -I -m venv "$new" || fail "no virtual environment could be made in $new"
     set -- --no-index --find-links "$wheels"
     [ ! -f "$wheels/constraints.txt" ] || set -- "$@" --constraint "$wheels/constraints.txt"
@@ -262,6 +272,7 @@ install_program() {
     fi
     defender_service >"$new/defender.service"
     printf '%s\n' "$digest" >"$new/installed"
+    rm "$new/$begun"
     made=
 }
 

@@ -220,6 +220,7 @@ class UpgradeTests(InstallCase):
         half = self.host.path("/opt/defender-fleet/1.2")
         half.mkdir()
         (half / "half").write_text("of it")
+        (half / ".begun-by-the-installer").touch()
         said = self.install()
         self.assertIn("Putting version 1.2 into", said)
         self.assertIn("Removing version 1.1", said)
@@ -235,6 +236,17 @@ class UpgradeTests(InstallCase):
         done = self.host.install("--from", str(other))
         self.assertEqual(done.returncode, 0, done.stdout)
         self.assertRegex(self.current(), r"^1\.0-[0-9a-f]{8}$")
+
+    def test_what_is_not_its_own_stays(self) -> None:
+        """A controller on the same host, put there by hand."""
+        stub_wheel(self.wheels, "1.2")
+        self.addCleanup((self.wheels / "defender_fleet-1.2-py3-none-any.whl").unlink)
+        other = self.host.path("/opt/defender-fleet/1.2")
+        other.mkdir()
+        (other / "controller").write_text("runs from here")
+        self.install()
+        self.assertRegex(self.current(), r"^1\.2-[0-9a-f]{8}$")
+        self.assertEqual((other / "controller").read_text(), "runs from here")
 
     def test_a_library_that_is_missing_leaves_everything_as_it_was(self) -> None:
         other = Path(tempfile.mkdtemp(prefix="dfleet-wheels-"))
