@@ -16,6 +16,8 @@ from tests.bench.fleet.guards import Guards
 from tests.bench.fleet.herd import Herd
 from tests.bench.fleet.plant import Plant
 from tests.bench.fleet.population import populate
+from tests.bench.fleet.records import MARKED
+from tests.bench.fleet.terminal import PATIENCE, Terminal
 
 Figures = dict[str, float]
 
@@ -30,6 +32,7 @@ GROUPS: Final = {
     "policy": "a policy published in waves: until it is active on each of 1,000 defenders",
     "lock": "a user is locked: until the stream of that user on each of 10 real defenders is cut",
     "ingest": "events of 50 defenders: how many are stored in a second",
+    "tail": "an event of one of 50 busy defenders: until `defenderctl audit tail -f` shows it",
 }
 """What ``--cases`` takes."""
 
@@ -40,7 +43,7 @@ class Effort:
 
     `defenders` is the size of the fleet for memory, pushes and restarts, `followers` for policy changes,
     `senders` for events, each of which sends `batches` of 200. `guards` of the followers are real defenders,
-    with a stream through each.
+    with a stream through each. `marks` is how many events the tail is waited for, while the senders record.
     """
 
     repetitions: int
@@ -50,10 +53,14 @@ class Effort:
     senders: int
     batches: int
     guards: int
+    marks: int
 
 
-FULL: Final = Effort(3, 5000, 2, 1000, 50, 50, 10)
-QUICK: Final = Effort(1, 500, 1, 200, 50, 10, 4)
+FULL: Final = Effort(3, 5000, 2, 1000, 50, 50, 10, 100)
+QUICK: Final = Effort(1, 500, 1, 200, 50, 10, 4, 30)
+
+BUSY: Final = 100
+"""Events that each sender records in a second while somebody looks on."""
 
 
 @contextlib.contextmanager
@@ -196,6 +203,29 @@ def ingest(plant: Plant, herd: Herd, senders: int, batches: int) -> Figures:
         "bytes": made["bytes"] / made["events"],
         "seconds": seconds,
     }
+
+
+def tail(plant: Plant, herd: Herd, senders: int, marks: int) -> Figures:
+    """Look at a terminal while all senders record; from when an event is sent until its line is there."""
+    terminal = Terminal(plant, MARKED)
+    try:
+        herd.first("drip", count=senders, rate=BUSY)
+        herd.first("mark")
+        end = time.monotonic() + PATIENCE
+        while not terminal.began():
+            if time.monotonic() > end:
+                raise TargetError("the tail shows nothing")
+            herd.first("mark")
+        seen = terminal.settled()
+        waited = []
+        for number in range(seen + 1, seen + marks + 1):
+            sent = herd.first("mark")["at"]
+            waited.append(terminal.line(number) - sent)
+    finally:
+        herd.first("drip", count=0, rate=0)
+        terminal.close()
+    waited.sort()
+    return {"p50_s": at(waited, 50), "p99_s": at(waited, 99), "last_s": waited[-1], "rate": senders * BUSY}
 
 
 def at(ordered: Sequence[float], percent: int) -> float:

@@ -23,6 +23,8 @@ def _goals(medians: Mapping[str, Figures]) -> Iterator[Goal]:
     if ingest := medians.get("ingest"):
         measure = "events of 50 defenders, stored in a second"
         yield Goal(measure, ingest["events_s"], 20_000, 50_000, rising=True, digits=0)
+    if tail := medians.get("tail"):
+        yield Goal("event to terminal with 50 busy defenders, p99, s", tail["p99_s"], 1.0, 0.3)
     if policy := medians.get("policy"):
         yield Goal("policy change to active on 1,000 defenders, p99, s", policy["p99_s"], 2.0, 1.0)
     if lock := medians.get("lock"):

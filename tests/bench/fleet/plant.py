@@ -32,7 +32,7 @@ PATIENCE: Final = 60.0
 class Plant:
     """``twistd controller`` over the directory ``state``, which is founded by the first start.
 
-    `channel` is the port that defenders connect to. Everything raises TargetError.
+    `channel` is the port that defenders connect to, `token` that of a sign-in. Everything raises TargetError.
     """
 
     def __init__(self, state: Path) -> None:
@@ -40,7 +40,7 @@ class Plant:
         self.https, self.channel = free_port(), free_port()
         self._log = state.parent / f"{state.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._token = ""
+        self.token = ""
         state.mkdir(parents=True)
         settings = state / "controller.toml"
         settings.write_text(SETTINGS.format(https=self.https, channel=self.channel))
@@ -94,7 +94,7 @@ class Plant:
     def sign_in(self) -> None:
         """Sign in as the first admin, for all that follows, with a password of our own."""
         first = (self.state / "first-admin-password").read_text().strip()
-        self._token = self.ask("POST", "/api/v1/sessions", {"user": "admin", "password": first})["token"]
+        self.token = self.ask("POST", "/api/v1/sessions", {"user": "admin", "password": first})["token"]
         wanted = {"present": first, "wanted": secrets.token_urlsafe(16)}
         self.ask("PUT", "/api/v1/accounts/current/password", wanted)
 
@@ -103,8 +103,8 @@ class Plant:
         context = ssl.create_default_context(cafile=str(self.state / "pki" / "root.pem"))
         connection = http.client.HTTPSConnection("127.0.0.1", self.https, timeout=PATIENCE, context=context)
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        if self._token:
-            sent["Authorization"] = f"Bearer {self._token}"
+        if self.token:
+            sent["Authorization"] = f"Bearer {self.token}"
         if body is not None:
             sent["Content-Type"] = "application/json"
         try:

@@ -23,6 +23,8 @@ LARGE = frozenset({"idle", "push", "back"})
 """Cases that share the large fleet."""
 FOLLOWERS = frozenset({"policy", "lock"})
 """Cases that share the fleet of followers."""
+SENDERS = frozenset({"ingest", "tail"})
+"""Cases that share the fleet of senders."""
 
 
 class FleetRun:
@@ -43,9 +45,9 @@ class FleetRun:
         if FOLLOWERS.intersection(self.groups):
             with self._noting("the followers"):
                 self._followers(directory)
-        if "ingest" in self.groups:
-            with self._noting("ingest"):
-                self._ingest(directory)
+        if SENDERS.intersection(self.groups):
+            with self._noting("the senders"):
+                self._senders(directory)
 
     def medians(self) -> dict[str, Figures]:
         """The median of every figure."""
@@ -84,13 +86,15 @@ class FleetRun:
                     for _ in range(effort.repetitions):
                         self._take("lock", partial(cases.lock, guards))
 
-    def _ingest(self, directory: Path) -> None:
-        senders, batches = self.effort.senders, self.effort.batches
+    def _senders(self, directory: Path) -> None:
+        senders, batches, marks = self.effort.senders, self.effort.batches, self.effort.marks
         self._say(f"a fleet of {senders} is made")
         with _stage(directory, "senders", senders) as (plant, herd):
             cases.joined(plant, herd)
-            for _ in range(self.effort.repetitions):
+            for _ in range(self.effort.repetitions if "ingest" in self.groups else 0):
                 self._take("ingest", partial(cases.ingest, plant, herd, senders, batches))
+            for _ in range(self.effort.repetitions if "tail" in self.groups else 0):
+                self._take("tail", partial(cases.tail, plant, herd, senders, marks))
 
     def _take(self, case: str, measure: Callable[[], Figures]) -> None:
         with self._noting(case):
@@ -166,6 +170,15 @@ WORDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "bytes": "bytes each",
             "events": "events",
             "seconds": "s",
+        },
+    ),
+    "tail": (
+        "an event at a terminal",
+        {
+            "p50_s": "s until p50",
+            "p99_s": "s until p99",
+            "last_s": "s until the last",
+            "rate": "other events/s meanwhile",
         },
     ),
 }

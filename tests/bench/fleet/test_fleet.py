@@ -17,7 +17,7 @@ from tests.bench.fleet.run import main
 from tests.bench.fleet.session import FleetRun, medians_table
 from tests.bench.goals import goals_table
 
-SHORT = replace(QUICK, defenders=6, processes=2, followers=12, senders=3, batches=2, guards=1)
+SHORT = replace(QUICK, defenders=6, processes=2, followers=12, senders=3, batches=2, guards=1, marks=5)
 
 
 class ShortRuns(SynchronousTestCase):
