@@ -5,6 +5,8 @@ Nothing outside of them is written. The directories last from one command to the
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.choices import ROOT
@@ -43,6 +46,17 @@ def verdict(status: object, *, version: str = "", joining: bool = True, was_good
         check=True,
     )
     return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def account_to_itself() -> Iterator[None]:
+    """Wait until no other test needs the account.
+
+    It has the same number on all hosts here, and one that a process runs as is not removed.
+    """
+    with (Path(tempfile.gettempdir()) / "dfleet-account.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 FLEET = "fleet.example.com:8084"

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from controller.api.installer import installer
 from deploy.choices import ROOT
-from tests.deploy.install_host import FLEET, SCRIPT, TOKEN, InstallHost, stub_wheel
+from tests.deploy.install_host import FLEET, SCRIPT, TOKEN, InstallHost, account_to_itself, stub_wheel
 
 
 class Originals:
@@ -357,7 +357,8 @@ class UninstallTests(InstallCase):
         self.assertIn("No defender is installed here", self.uninstall())
 
     def test_purge_leaves_no_trace(self) -> None:
-        self.uninstall("--purge")
+        with account_to_itself():
+            self.uninstall("--purge")
         for path in ("/opt/defender-fleet", "/etc/defender", "/var/lib/defender", "/run/defender"):
             self.assertFalse(self.host.path(path).exists(), path)
         self.assertNotIn("\ndefender:", self.text("/etc/passwd"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.deploy.install_host import InstallHost
+from tests.deploy.install_host import InstallHost, account_to_itself
 from tests.deploy.wheelhouse import build_wheelhouse
 
 POLICY = "schema: 1\nrules:\n  - {name: all, users: [root], effect: allow, actions: [docker_ping]}\n"
@@ -24,6 +25,9 @@ class RealTests(SynchronousTestCase):
         wheels.mkdir()
         build_wheelhouse(wheels)
         (scratch / "policy.yaml").write_text(POLICY)
+        alone = contextlib.ExitStack()
+        alone.enter_context(account_to_itself())
+        self.addCleanup(alone.close)
         host = InstallHost()
         self.addCleanup(host.remove)
         python = f"python3.{sys.version_info.minor}"
