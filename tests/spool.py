@@ -11,7 +11,7 @@ from typing import Any
 
 from defender.contract.local import Request, write_request
 from defender.contract.packing import micros_of, unpack
-from defender.contract.spool import HEADER_SIZE, Place, SegmentHeader, begin, parse_segment_name, scan
+from defender.contract.spool import HEADER_SIZE, Place, Scan, SegmentHeader, begin, parse_segment_name, scan
 from defender.contract.spool_order import segment_of
 from defender.contract.spool_reading import Entry, Finding, read_spool
 
@@ -124,7 +124,7 @@ class Follower:
             while True:
                 file.seek(place.offset)
                 data = file.read(size)
-                found = scan(data, header, place)
+                found = _before_damage(scan(data, header, place), place)
                 if found.place == place:
                     if not found.torn or len(data) < size:
                         break
@@ -136,6 +136,20 @@ class Follower:
                     self._events.append((micros_of(record.payload), event))
                     self._last = record.seq
             self._at[name] = header, place
+
+
+def _before_damage(found: Scan, place: Place) -> Scan:
+    """What stands before the first damage: the defender is writing there in this moment.
+
+    A commit of several pages may be seen with the second one before the first.
+    """
+    if not found.damage:
+        return found
+    end = found.damage[0].start
+    records = [record for record in found.records if record.offset < end]
+    if records:
+        place = Place(end, records[-1].seq, records[-1].chain)
+    return Scan(records, [], place)
 
 
 def now() -> int:
