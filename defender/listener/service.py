@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from defender.listener.acceptor import (
@@ -116,8 +116,8 @@ class ListenerService(Service):
         self._desired: DesiredMode | None = None
         self._kept = True
         self._last_error = ""
-        self._retired: Deferred[None] | None = None
-        self._stopped: Deferred[None] | None = None
+        self._is_retired = False
+        self._last_one: Deferred[None] | None = None  # fires when that one has left
         self.started: Deferred[Report] = Deferred()
 
     # -- service
@@ -141,20 +141,8 @@ class ListenerService(Service):
         for opened in list(self._open.values()):
             self._close_sockets(opened)
             opened.crowd.close_when_idle()
-        self._retired = retired = Deferred[None]()
-        timer = self._reactor.callLater(limit, self._has_retired)
-        if not self.reception.inside or not limit:
-            self._has_retired()
-
-        def done(_: None) -> None:
-            if timer.active():
-                timer.cancel()
-
-        return retired.addCallback(done)
-
-    def _has_retired(self) -> None:
-        if self._retired is not None and not self._retired.called:
-            self._retired.callback(None)
+        self._is_retired = True
+        return self._emptied(limit) if limit else succeed(None)
 
     def stopService(self) -> Deferred[None] | None:
         """Stop accepting and abort every connection; fires when they are gone."""
@@ -165,17 +153,21 @@ class ListenerService(Service):
             if opened.timer is not None and opened.timer.active():
                 opened.timer.cancel()
             opened.crowd.abort("the defender stops")
+        return self._emptied(STOP_TIMEOUT) if self.reception.inside else None
+
+    def _emptied(self, limit: float) -> Deferred[None]:
+        """Fires when nobody is inside any more, after `limit` seconds at the latest."""
         if not self.reception.inside:
-            return None
-        stopped: Deferred[None] = Deferred()
-        self._stopped = stopped
-        timer = self._reactor.callLater(STOP_TIMEOUT, stopped.callback, None)
+            return succeed(None)
+        emptied = self._last_one = Deferred[None]()
+        timer = self._reactor.callLater(limit, emptied.callback, None)
 
         def done(_: None) -> None:
+            self._last_one = None
             if timer.active():
                 timer.cancel()
 
-        return stopped.addCallback(done)
+        return emptied.addCallback(done)
 
     def _stop_trying(self) -> None:
         """Nothing is opened again, nobody is let in."""
@@ -371,7 +363,7 @@ class ListenerService(Service):
     def _bind(self, listener: Listener, mode: int, group: str) -> None:
         opened = _Open(listener, Crowd(self.reception, lambda: self._one_left(listener)))
         try:
-            if self._retired is not None:
+            if self._is_retired:
                 raise BindError("the defender is stopping")
             if listener.address.kind == "tcp" and not self.reception.has_certificates:
                 problem = self._load_certificates()
@@ -484,12 +476,8 @@ class ListenerService(Service):
         self._perform(self._switch.drain_expired(opened.listener))
 
     def _one_left(self, listener: Listener) -> None:
-        if self._retired is not None and not self.reception.inside:
-            self._has_retired()
-        if self._stopped is not None:
-            if not self.reception.inside and not self._stopped.called:
-                self._stopped.callback(None)
-            return
+        if self._last_one is not None and not self.reception.inside:
+            self._last_one.callback(None)
         self._note_drained(listener)
 
     def _note_drained(self, listener: Listener) -> None:

@@ -149,10 +149,8 @@ class Proxy(Service):
         self.pool.sweep(now, self.engine.response_timeout)
         for frontend in list(self._frontends):
             try:
-                exchange = frontend.under_way
-                if exchange is None or not self._expired(frontend.subject):
-                    frontend.sweep(now)
-                elif not self._outlasts(frontend, exchange, _EXPIRED, self.outlasting.on_expired, now):
+                expired = frontend.under_way is not None and self._expired(frontend.subject)
+                if expired and not self._outlasts(frontend, _EXPIRED, self.outlasting.on_expired, now):
                     frontend.abort(_EXPIRED)
                 else:
                     frontend.sweep(now)
@@ -165,10 +163,10 @@ class Proxy(Service):
         for frontend, cause in self._graces.due(now):
             frontend.abort(f"{cause}, and the time that it was given is over")
 
-    def _outlasts(
-        self, frontend: Frontend, exchange: Forwarding, cause: str, choice: str, now: float
-    ) -> bool:
-        """Whether a stream may go on though `cause`, as the settings' `choice` for that says."""
+    def _outlasts(self, frontend: Frontend, cause: str, choice: str, now: float) -> bool:
+        """Whether what is under way may go on though `cause`, as the settings' `choice` for that says."""
+        exchange = frontend.under_way
+        assert exchange is not None
         open_stream = frontend.tunnel is not None or (exchange.is_sent and _is_stream(exchange))
         if choice == "cut" or not open_stream:
             return False
@@ -248,7 +246,7 @@ class Proxy(Service):
                 self._graces.take_back(frontend, _DENIED)
                 continue
             choice = self.outlasting.on_denied
-            if overruled is None and self._outlasts(frontend, exchange, _DENIED, choice, now):
+            if overruled is None and self._outlasts(frontend, _DENIED, choice, now):
                 continue
             frontend.abort(f"{_DENIED}: denied by rule '{decision.rule}'")
             cut += 1
