@@ -42,6 +42,7 @@ from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
 from defender.contract.errors import IdentityError, one_line
+from defender.contract.identity import load_pem_certificates
 from defender.contract.peer_check import ExpectedPeer, HostPeer, check_peer, host_peer
 
 CIPHERS_12: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!PSK:!SRP"
@@ -115,8 +116,8 @@ def peer_context(
 
 def _certificates(pem: bytes, what: str) -> list[x509.Certificate]:
     try:
-        found = x509.load_pem_x509_certificates(pem)
-    except (ValueError, x509.InvalidVersion) as error:
+        found = load_pem_certificates(pem)
+    except ValueError as error:
         raise PeerError(f"{what} holds no certificates in PEM") from error
     if not found:
         raise PeerError(f"{what} holds no certificates in PEM")

@@ -31,7 +31,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from defender.channel.store import Member, MembershipError, MemberStore, NewKeys
+from defender.channel.store import Member, MembershipError, MemberStore, NewKeys, ders_of
 from defender.contract.errors import ContractError, one_line
 from defender.contract.join import (
     Joined,
@@ -185,9 +185,7 @@ class Enrollment:
         MembershipError if it cannot be kept: then the ones before go on.
         """
         try:
-            found = tuple(
-                x509.load_pem_x509_certificate(each.encode()).public_bytes(Encoding.DER) for each in fleet
-            )
+            found = ders_of(fleet)
         except ValueError:
             raise EnrollmentError("answer", "an authority of the fleet is no certificate in PEM") from None
         if beside:

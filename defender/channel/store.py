@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from defender.channel.tls import Credentials
 from defender.contract.errors import ContractError
+from defender.contract.identity import load_pem_certificates
 from defender.contract.join import MAX_TRUST, Joined, JoinError, check_joined
 from defender.contract.join_token import pin_of
 from defender.contract.renewal import renewal_time
@@ -162,7 +164,7 @@ class MemberStore:
                 pins=member.pins,
                 now=None,
             )
-        except (JoinError, ValueError, TypeError, KeyError, x509.InvalidVersion) as error:
+        except (JoinError, ValueError, TypeError, KeyError) as error:
             # The cause may quote the file, which holds keys.
             reason = str(error) if isinstance(error, JoinError) else "it is damaged"
             raise MembershipError(
@@ -333,7 +335,12 @@ def _certificates(found: dict[str, object], key: str) -> tuple[bytes, ...]:
     value = found[key]
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise TypeError(key)
-    return tuple(x509.load_pem_x509_certificate(each.encode()).public_bytes(Encoding.DER) for each in value)
+    return ders_of(value)
+
+
+def ders_of(pems: Iterable[str]) -> tuple[bytes, ...]:
+    """The first certificate of each PEM text, in DER; raises ValueError."""
+    return tuple(load_pem_certificates(each.encode())[0].public_bytes(Encoding.DER) for each in pems)
 
 
 def _keys(found: dict[str, object]) -> NewKeys:

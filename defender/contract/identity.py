@@ -169,6 +169,15 @@ def load_certificate(der: bytes) -> x509.Certificate:
         raise refused("certificate", "", f"it cannot be read: {one_line(str(error))}") from error
 
 
+def load_pem_certificates(pem: bytes) -> list[x509.Certificate]:
+    """Return the certificates in this PEM; raises ValueError when there is none or one cannot be read."""
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except x509.InvalidVersion as error:
+        # Not a ValueError, as everything else is.
+        raise ValueError(str(error)) from error
+
+
 def subject_of_certificate(cert: x509.Certificate, trust_domain: str) -> CertificateSubject:
     """Return who a user certificate names, or raise IdentityError for the first check it fails.
 

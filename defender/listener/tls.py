@@ -27,7 +27,7 @@ from OpenSSL import SSL, crypto
 from OpenSSL._util import ffi, lib
 
 from defender.contract.errors import IdentityError
-from defender.contract.identity import subject_of_certificate
+from defender.contract.identity import load_pem_certificates, subject_of_certificate
 from defender.streams.tls import PeerCheck
 
 CIPHERS_13 = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
@@ -247,8 +247,8 @@ def _public(key: Any) -> bytes:
 
 def _certificates(path: str) -> list[x509.Certificate]:
     try:
-        certificates = x509.load_pem_x509_certificates(_read(path))
-    except (ValueError, x509.InvalidVersion) as error:
+        certificates = load_pem_certificates(_read(path))
+    except ValueError as error:
         raise TLSFilesError(f"{path}: no certificates in PEM form: {error}") from None
     return certificates
 
