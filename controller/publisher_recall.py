@@ -14,17 +14,14 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any, Final
 from typing import Protocol as Typed
-from uuid import uuid4
 
 from twisted.internet.defer import Deferred
 
-from controller.publisher_steps import ALL, Issued, Issuer, Wanted, all_locks
+from controller.publisher_steps import ALL, Issued, Issuer, Wanted, all_locks, take_back_locks
 from controller.releases import AT_ONCE, Held, Release
-from controller.store import bundles, locks
+from controller.store import bundles
 from controller.store.bundles import BundleRow, PositionRow
-from controller.store.locks import LockRow
 from defender.contract.bundle import PART, Bundle, open_envelope
-from defender.contract.locks import make_lock
 from defender.contract.trust import LOCKS, Root
 
 #: Bytes of the largest bundle that is asked for: some 40,000 locks.
@@ -84,16 +81,7 @@ def lock_again(
     if known is None:
         row = BundleRow(LOCKS, position, ALL, position, bundle.digest, None, issuer.wall(), data)
         bundles.add(connection, row)
-    found = []
-    for each in bundle.content["locks"]:
-        lock = make_lock(each["kind"], each["value"], each["issuer"])
-        reason = f"taken back from the locks of version {bundle.version}"
-        _, new = locks.add(
-            connection,
-            LockRow(str(uuid4()), lock.kind, lock.value, lock.issuer, reason, bundle.author, issuer.wall()),
-        )
-        if new:
-            found.append(lock.describe())
+    found = [lock.describe() for lock in take_back_locks(connection, bundle, bundle.author, issuer.wall())]
     newest = bundles.newest(connection, LOCKS)
     if not found and newest is not None and newest.position > position:
         return None  # another defender has proved it, and what was published then is for this one too

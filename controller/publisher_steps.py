@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Final
+from uuid import uuid4
 
 from controller.fleet import NO_POLICY, NO_POLICY_TEXT, Mode, Target
 from controller.pki.signing import SigningKeys
@@ -23,12 +24,13 @@ from controller.selection import Defender
 from controller.store import bundles, defenders, locks, modes, policies, positions
 from controller.store.bundles import BundleRow, PositionRow
 from controller.store.errors import MissingError
+from controller.store.locks import LockRow
 from controller.store.policies import PolicyRow, VersionRow
 from controller.store.positions import RefusalRow
 from defender.contract.bundle import EVERYONE, Bundle, BundleError, sign_bundle
 from defender.contract.contents import locks_content, policy_content, trust_content
 from defender.contract.envelope import BUNDLE_TYPE, payload_digest, read_envelope, split_envelopes, verify
-from defender.contract.locks import Lock
+from defender.contract.locks import Lock, make_lock
 from defender.contract.trust import LOCKS, MAX_ROOTS, MODE, POLICY, STREAMS, TRUST, ring_of
 
 ALL: Final = ""
@@ -249,6 +251,23 @@ def _renew(
 def all_locks(connection: sqlite3.Connection) -> dict[str, Any]:
     """The content of the stream `locks` as the store has them."""
     return locks_content(Lock(row.kind, row.value, row.issuer) for row in locks.every(connection))
+
+
+def locks_in(bundle: Bundle) -> list[Lock]:
+    """The locks that a bundle of theirs carries, in its order."""
+    return [make_lock(each["kind"], each["value"], each["issuer"]) for each in bundle.content["locks"]]
+
+
+def take_back_locks(connection: sqlite3.Connection, bundle: Bundle, author: str, now: float) -> list[Lock]:
+    """Lock whom a bundle locks; gives the locks that are new, in its order. For `Database.write`."""
+    reason = f"taken back from the locks of version {bundle.version}"
+    return [
+        lock
+        for lock in locks_in(bundle)
+        if locks.add(
+            connection, LockRow(str(uuid4()), lock.kind, lock.value, lock.issuer, reason, author, now)
+        )[1]
+    ]
 
 
 def content_of(data: bytes) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import secrets
 import shutil
 import sqlite3
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +24,15 @@ from controller.admin_audit import AdminActor, admin_event, compare
 from controller.fleet import NO_POLICY_TEXT, Target
 from controller.pki.files import PRIVATE_DIRECTORY, PRIVATE_FILE
 from controller.pki.signing import BUNDLE, SigningKeys
-from controller.publisher_steps import ALL, Issuer, keep_policy, read_policy, read_states
+from controller.publisher_steps import (
+    ALL,
+    Issuer,
+    keep_policy,
+    locks_in,
+    read_policy,
+    read_states,
+    take_back_locks,
+)
 from controller.publishing import Draft, PublishError, save_draft
 from controller.releases import Phase
 from controller.selection import Selection
@@ -34,11 +41,10 @@ from controller.store.bundles import BundleRow, PositionRow
 from controller.store.connection import copy_to, open_reader, open_writer, transaction
 from controller.store.database import FILE, LOCK
 from controller.store.events import FOLDER
-from controller.store.locks import LockRow
 from controller.store.migrations import migrations_of, version_of
 from defender.contract.bundle import EVERYONE, Bundle, BundleError, open_envelope
 from defender.contract.envelope import BUNDLE_TYPE, MAX_ENVELOPE, read_envelope, split_envelopes, verify
-from defender.contract.locks import Lock, make_lock
+from defender.contract.locks import make_lock
 from defender.contract.trust import (
     LOCKS,
     MAX_ROOTS,
@@ -307,17 +313,11 @@ def _take(connection: sqlite3.Connection, bundle: Bundle, data: bytes, user: str
 
 def _lock_again(connection: sqlite3.Connection, bundle: Bundle, user: str) -> tuple[str, ...]:
     held = {make_lock(row.kind, row.value, row.issuer) for row in locks.every(connection)}
-    carried = {Lock(each["kind"], each["value"], each["issuer"]) for each in bundle.content["locks"]}
-    news = []
-    for lock in sorted(carried - held):
-        reason = f"taken back from the locks of version {bundle.version}"
-        row = LockRow(
-            str(uuid.uuid4()), lock.kind, lock.value, lock.issuer, reason, bundle.author or user, time.time()
-        )
-        locks.add(connection, row)
-        news.append(f"locked again: {lock.describe()}")
+    found = take_back_locks(connection, bundle, bundle.author or user, time.time())
+    news = [f"locked again: {lock.describe()}" for lock in found]
     news += [
-        f"still locked, but lifted in this version: {lock.describe()}" for lock in sorted(held - carried)
+        f"still locked, but lifted in this version: {lock.describe()}"
+        for lock in sorted(held.difference(locks_in(bundle)))
     ]
     return tuple(news) or ("the same locks",)
 
