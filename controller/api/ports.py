@@ -17,7 +17,7 @@ Rules for those who implement a port:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -366,7 +366,7 @@ class Audit(Protocol):
     def chains(self, page: PageWish) -> Awaitable[Json]:
         """`ChainPage`: up to where the events of each defender have come, with the hash of its chain."""
 
-    def verify(self, day: str) -> AsyncIterator[Json]:
+    def verify(self, day: str) -> AsyncGenerator[Json, None]:
         """`Verified`, several for each day that is kept, or for this one: how far it was looked at, and what
         is wrong since the last. NotFoundError for a day that is not kept, ConflictError while another one
         goes on: it reads everything."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
@@ -401,17 +401,16 @@ class Streams:
         finally:
             writer.end()
 
-    async def lines(self, request: Request, documents: AsyncIterator[Mapping[str, Any]]) -> None:
+    async def lines(self, request: Request, documents: AsyncGenerator[Mapping[str, Any], None]) -> None:
         """Write objects as lines of JSON, and end; on trouble the connection is cut instead.
 
         What goes wrong before the first of them is still answered as a problem.
         """
-        async with aclosing(_closable(documents)) as found:
-            first = await anext(found, None)
+        async with aclosing(documents) as found:
+            document = await anext(found, None)
             writer = StreamWriter(request, self.clock, self.limits.stall)
             writer.begin("application/x-ndjson")
             try:
-                document = first
                 while document is not None:
                     writer.write(_json(document) + b"\n")
                     await self._until(writer.drained())
@@ -422,8 +421,3 @@ class Streams:
                 await writer.cut()
             finally:
                 writer.end()
-
-
-async def _closable(documents: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[Mapping[str, Any], None]:
-    async for document in documents:
-        yield document

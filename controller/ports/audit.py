@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import Any, Final
 
 from controller.api.ports import (
@@ -116,7 +116,7 @@ class Audit:
             self._events.cursors(), page, key=lambda entry: f"{entry[0]} {entry[1].epoch:016x}", show=show
         )
 
-    async def verify(self, day: str) -> AsyncIterator[Json]:
+    async def verify(self, day: str) -> AsyncGenerator[Json, None]:
         """`Verified`."""
         files = [(number, each) for number, each in self._events.files if day in ("", each)]
         if not files:

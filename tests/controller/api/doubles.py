@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -373,7 +373,7 @@ class FakeAudit:
         """One."""
         return given("ChainPage")
 
-    async def verify(self, day: str) -> AsyncIterator[Json]:
+    async def verify(self, day: str) -> AsyncGenerator[Json, None]:
         """Two lines, unless it is told what to say."""
         if day == "1999-12-31":
             raise NotFoundError("no events of 1999-12-31 are kept")
