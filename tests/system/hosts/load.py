@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable
 from types import TracebackType
 
@@ -66,4 +65,4 @@ class Load:
                     self.answered[host.name].append(name)
                 else:
                     self.failed[host.name].append(str(error))
-            time.sleep(PAUSE)
+            self._over.wait(PAUSE)
