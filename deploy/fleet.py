@@ -20,7 +20,7 @@ from deploy.choices import Choices, SetupError
 from deploy.daemon import Daemon
 from deploy.guard import Guard
 from deploy.output import say
-from deploy.ports import why_taken
+from deploy.ports import check_port
 from deploy.processes import remove, wait_until
 from deploy.virtualenv import Virtualenv
 
@@ -60,6 +60,8 @@ class Fleet:
         self._daemon = Daemon("controller", choices.state, tools)
         self._member = choices.state / "fleet" / "member.json"
         self._published = choices.state / "published.json"
+        self._defenders: dict[str, Any] = {}
+        """Those of the fleet by name, as they are shown, since `ensure`."""
 
     # -- the controller
 
@@ -76,9 +78,8 @@ class Fleet:
             ("CONTROLLER_PORT", choices.controller_port),
             ("CHANNEL_PORT", choices.channel_port),
         ):
-            why = "" if port in ours else why_taken(port)
-            if why:
-                raise SetupError(f"{name}={port}: {why.format(name)}")
+            if port not in ours:
+                check_port(name, port)
         need = daemon.write_settings(self._settings())
         if process is not None and (need == "fixed" or not daemon.is_of_present_code()):
             daemon.stop()
@@ -100,13 +101,8 @@ class Fleet:
         """End the controller, if it runs; return whether it did run."""
         return self._daemon.stop()
 
-    def is_running(self) -> bool:
-        """Tell whether the controller runs."""
-        return self._daemon.process() is not None
-
     def _settings(self) -> str:
-        host = socket.gethostname()
-        names = dict.fromkeys([host, socket.getfqdn(), *_own_addresses(host)])
+        names = _own_names()
         return SETTINGS.format(
             state=json.dumps(str(self.choices.state)),
             names=", ".join(json.dumps(name) for name in names if name.isascii() and name),
@@ -171,7 +167,7 @@ class Fleet:
         except (OSError, ValueError):
             known = {}
         same = known.get("controller") == f"https://{where}" and self._is_fresh(known.get("expires_at"))
-        if same and self.ask("defenders", "list") is not None:
+        if same and self._look():
             return
         first, own = state / "first-admin-password", state / "admin-password"
         options = ["--ca", str(state / "pki" / "root.pem"), "--user", ADMIN]
@@ -198,7 +194,14 @@ class Fleet:
             self.ctl("login", where, "--ca", str(state / "pki" / "root.pem"), "--token-file", str(token))
         finally:
             remove(token)
+        self._look()
         say(f"Signed defenderctl in at https://{where} as {ADMIN}, whose password is in {own}")
+
+    def _look(self) -> bool:
+        """Look at the fleet's defenders; tell whether the controller let us."""
+        found = self.ask("defenders", "list")
+        self._defenders = {each["name"]: each for each in found or ()}
+        return found is not None
 
     def _is_fresh(self, expires: object) -> bool:
         from datetime import datetime
@@ -214,22 +217,17 @@ class Fleet:
 
     def settings(self, name: str) -> str:
         """Return what stands in the defender's settings of its fleet."""
-        hosts = dict.fromkeys([*self._hosts(name), "localhost", "127.0.0.1", "::1"])
+        hosts = dict.fromkeys([name, *_own_names(), "localhost", "127.0.0.1", "::1"])
         names = ", ".join(json.dumps(each) for each in hosts)
         address = json.dumps(f"127.0.0.1:{self.choices.channel_port}")
         return f"\n[controller]\naddress = {address}\nnames = [{names}]\n"
-
-    def _hosts(self, name: str) -> list[str]:
-        """The names and addresses under which users reach this host, which is the controller's as well."""
-        host = socket.gethostname()
-        return list(dict.fromkeys([name, host, socket.getfqdn(), *_own_addresses(host)]))
 
     def admit(self, name: str, guard: Guard) -> list[str]:
         """Return the options with which the defender starts: a join token, unless it belongs to the fleet.
 
         A membership under another name, or one that the controller does not know, is given up first.
         """
-        defenders = {each["name"] for each in self.ask("defenders", "list") or ()}
+        defenders = self._defenders
         member = self._member_name()
         if member == name and name in defenders:
             return []
@@ -240,7 +238,7 @@ class Fleet:
         if member is not None and member in defenders and member != name:
             self.ctl("defenders", "remove", member, "--yes")
         token = self.choices.state / "join-token"
-        hosts = [word for host in self._hosts(name) for word in ("--host", host)]
+        hosts = [word for host in dict.fromkeys([name, *_own_names()]) for word in ("--host", host)]
         made = self.ctl(
             "tokens", "create", "--name", name, *hosts, "--expires", "10m", "--comment", "make up"
         )
@@ -250,9 +248,8 @@ class Fleet:
 
     def set_listener(self, name: str) -> None:
         """Have the fleet want the listener that was chosen, if it wants any of this defender."""
-        shown = self.ask("defenders", "show", name)
-        wanted = None if shown is None else shown.get("listener")
-        if wanted is not None and wanted["desired"]:
+        shown = self._defenders.get(name)
+        if shown is not None and shown["listener"]["desired"]:
             self.ctl("defenders", "set-listener", name, self.choices.listen, "--no-wait")
 
     def settle(self, name: str) -> None:
@@ -287,14 +284,16 @@ class Fleet:
             return None
 
 
-def _own_addresses(host: str) -> list[str]:
-    """The addresses that the host's name leads to, but for the loop."""
+def _own_names() -> list[str]:
+    """The names of this host, and the addresses that they lead to but for the loop."""
+    host = socket.gethostname()
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
-        return []
-    addresses = dict.fromkeys(str(each[4][0]).partition("%")[0] for each in found)
-    return [each for each in addresses if not each.startswith(("127.", "::1", "fe80"))]
+        found = []
+    addresses = (str(each[4][0]).partition("%")[0] for each in found)
+    others = [each for each in addresses if not each.startswith(("127.", "::1", "fe80"))]
+    return list(dict.fromkeys([host, socket.getfqdn(), *others]))
 
 
 def _write_private(path: Path, text: str) -> None:

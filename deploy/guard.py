@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from deploy.choices import Choices, SetupError
 from deploy.daemon import Daemon
 from deploy.docker_api import answers
-from deploy.ports import why_taken
+from deploy.ports import check_port
 from deploy.processes import Process, remove, wait_until
 from deploy.virtualenv import Virtualenv
 
@@ -81,9 +81,7 @@ class Guard:
             return
         if self.process() is not None and answers(choices.tcp_address, choices.certificates):
             return
-        why = why_taken(choices.port)
-        if why:
-            raise SetupError(f"DEFENDER_PORT={choices.port}: {why.format('DEFENDER_PORT')}")
+        check_port("DEFENDER_PORT", choices.port)
 
     def _serves(self) -> bool:
         """Tell whether exactly the chosen listeners answer."""
